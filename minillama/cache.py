@@ -56,7 +56,7 @@ class KVCache:
         batch, room = self.keys.shape[0], self.keys.shape[2]
         if end > room or k.shape[0] != batch:
             raise ValueError(
-                f"the cache has room for {room} tokens of {batch} sequences, and {end} tokens "
+                f"the cache has room for {room} tokens of {batch} sequences, and "
                 f"{end} tokens of {k.shape[0]} are needed: make a larger one"
             )
         self.keys[:, :, start:end] = k
