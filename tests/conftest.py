@@ -1,0 +1,33 @@
+"""Fixtures that every test may use: the real files."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+def _pulled(name: str) -> Path:
+    from minillama import hub
+
+    path = hub.find(name)
+    if path is None:
+        sentence = f"{name} is not here: run `minillama pull {name}` first"
+        if os.environ.get("MINILLAMA_REQUIRE_MODELS"):
+            pytest.fail(sentence)
+        pytest.skip(sentence)
+    return path
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    """The GGUF file of SmolLM2-135M-Instruct."""
+    return _pulled("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def llama3_tokenizer_path() -> Path:
+    """Meta's tokenizer.model."""
+    return _pulled("llama3-tokenizer")
