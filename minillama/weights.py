@@ -1,0 +1,193 @@
+"""Fill a model from a file, whatever its dialect, and write it as Hugging Face does.
+
+The model drives: for each of its parameters one tensor is pulled from the file, brought
+into our order of rows, and put in place. So a load costs one tensor more than the
+weights, a learner's own part is filled like the library's, and whatever does not fit is
+known, with all its names, before anything large is built.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from minillama.formats import Entry, Reader, open_reader, read_config
+from minillama.model import Llama, Parts
+from minillama.names import DIALECTS, from_dialect, name_table
+
+__all__ = ["load_model", "load_weights", "name_table", "read_config"]
+
+
+def load_model(
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    parts: Parts = Parts(),  # noqa: B008 - frozen, so one for all is safe
+) -> Llama:
+    """Build the model that lies at `path`: a GGUF file, or a folder of weights.
+
+    `dtype` is by default that of the file's embeddings, which is float32 where they
+    are packed; `device` is by default the CPU, where weights that need no change stay
+    mapped from the file. Raises FileNotFoundError and ValueError, before anything large
+    is built.
+    """
+    reader = open_reader(path)
+    with torch.device("meta"):
+        model = Llama(reader.config)
+    _refuse_misfits(model, reader)
+    if parts != Parts():
+        with _EmptyOnMeta():
+            model = Llama(reader.config, parts)
+        _refuse_misfits(model, reader)
+    dtype = dtype or reader.dtype
+    for native, owners in _owners(model).items():
+        # Moved first: rows are put in order, and numbers converted, where they stay.
+        weight = _pull(reader, native, device or "cpu")
+        _assign(owners, weight.to(dtype))
+    return model.to(device or "cpu").eval()
+
+
+def load_weights(model: Llama, path: str | Path) -> None:
+    """Fill a model of the same architecture from a GGUF file or a folder of weights.
+
+    Parameters that have memory keep their dtype and device; those on the meta device
+    take the file's dtype, on the CPU. Raises as `load_model` does.
+    """
+    reader = open_reader(path)
+    _refuse_other_config(asdict(model.config), asdict(reader.config), path)
+    _refuse_misfits(model, reader)
+    for native, owners in _owners(model).items():
+        old = getattr(*owners[0])
+        weight = _pull(reader, native, "cpu" if old.is_meta else old.device)
+        if old.is_meta:
+            _assign(owners, weight.to(reader.dtype))
+        else:
+            with torch.no_grad():
+                old.copy_(weight)
+
+
+class _EmptyOnMeta(TorchFunctionMode):
+    """Give `torch.empty`, from which Linear and Embedding start, no memory.
+
+    A learner's part may hold tensors of its own (a mask, a table of angles), so it
+    cannot be built on the meta device as a whole.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.empty:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
+def _owners(model: Llama) -> dict[str, list[tuple[nn.Module, str]]]:
+    """Each parameter's first name, and all modules that hold it: two if it is tied."""
+    names: dict[nn.Parameter, list[str]] = defaultdict(list)
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        names[weight].append(name)
+    return {
+        same[0]: [
+            (model.get_submodule(path), leaf)
+            for path, _, leaf in (name.rpartition(".") for name in same)
+        ]
+        for same in names.values()
+    }
+
+
+def _pull(reader: Reader, native: str, device: torch.device | str) -> Tensor:
+    config = reader.config
+    name = name_table(config, reader.dialect)[native]
+    weight = reader.get(name).to(device)
+    return from_dialect(weight, native, reader.dialect, config.head_dim)
+
+
+def _assign(owners: list[tuple[nn.Module, str]], weight: Tensor) -> None:
+    old = getattr(*owners[0])
+    new = nn.Parameter(weight, requires_grad=old.requires_grad)
+    for module, leaf in owners:
+        setattr(module, leaf, new)
+
+
+def _refuse_misfits(model: Llama, reader: Reader) -> None:
+    """Name all that is missing, not expected, or of a wrong shape or type."""
+    table = name_table(model.config, reader.dialect)
+    wanted = {table.get(n, n): tuple(w.shape) for n, w in model.named_parameters()}
+    found = {n: e for n, e in reader.entries.items() if not _IGNORED.search(n)}
+    _refuse_untied_copy(reader, found)
+    both = wanted.keys() & found.keys()
+    problems = {
+        "missing": _fold(wanted.keys() - found.keys()),
+        "not expected": _fold(found.keys() - wanted.keys()),
+        "wrong shape": [
+            f"{n} is {found[n].shape} in the file, {wanted[n]} in the model"
+            for n in sorted(both)
+            if found[n].shape != wanted[n]
+        ],
+        "no floating-point numbers": _fold(
+            n for n in both if not found[n].dtype.is_floating_point
+        ),
+    }
+    if any(problems.values()):
+        listed = "; ".join(f"{k}: {', '.join(v)}" for k, v in problems.items() if v)
+        raise ValueError(
+            f"the weights in {reader.path} do not fit the model. {listed}. Are config "
+            "and weights of the same model, and do all parts bear the library's names?"
+        )
+
+
+def _refuse_untied_copy(reader: Reader, found: dict[str, Entry]) -> None:
+    """Some writers store tied embeddings twice: fine, if they are equal."""
+    embeddings, output = _EMBEDDINGS[reader.dialect]
+    if reader.config.tied_embeddings and output in found and embeddings in found:
+        if not torch.equal(reader.get(embeddings), reader.get(output)):
+            raise ValueError(
+                f"the config of {reader.path} ties the output to the embeddings, but "
+                f"{output} differs from {embeddings}: set tie_word_embeddings to false"
+            )
+        del found[output]
+
+
+def _refuse_other_config(ours: Any, theirs: Any, path: str | Path) -> None:
+    different = [
+        f"{key} is {theirs[key]} there, {ours[key]} here"
+        for key in ours
+        if key != "max_seq_len" and ours[key] != theirs[key]
+    ]
+    if different:
+        raise ValueError(
+            f"{path} is of another architecture than the model: {'; '.join(different)}"
+        )
+
+
+def _fold(names: Iterable[str]) -> list[str]:
+    """Say layers.0.x, layers.1.x, layers.2.x as layers.0-2.x: 8B has 291 names."""
+    layers: dict[str, list[int]] = defaultdict(list)
+    for name in names:
+        number = re.search(r"\.(\d+)\.", name)
+        key = name if number is None else re.sub(r"\.\d+\.", ".{}.", name, count=1)
+        layers[key].append(int(number[1]) if number else 0)
+    return [key.format(_ranges(numbers)) for key, numbers in sorted(layers.items())]
+
+
+def _ranges(numbers: list[int]) -> str:
+    runs: list[list[int]] = []
+    for n in sorted(numbers):
+        if runs and n == runs[-1][-1] + 1:
+            runs[-1].append(n)
+        else:
+            runs.append([n])
+    return ",".join(f"{r[0]}-{r[-1]}" if r[1:] else str(r[0]) for r in runs)
+
+
+# Tables that older writers stored beside the weights, and GGUF's RoPE scaling.
+_IGNORED = re.compile(r"rotary_emb\.inv_freq$|^rope\.freqs$|^rope_freqs\.weight$")
+_EMBEDDINGS = {dialect: (names[0], names[-1]) for dialect, names in DIALECTS.items()}
