@@ -71,7 +71,7 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "B T D"],
-        rope: tuple[Float[Tensor, "T Dh/2"], Float[Tensor, "T Dh/2"]],
+        rope: tuple[Float[Tensor, "T P"], Float[Tensor, "T P"]],
         mask: Bool[Tensor, "... T S"] | None,
         cache: KVCache | None = None,
     ) -> Float[Tensor, "B T D"]:

@@ -47,7 +47,7 @@ class Block(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "B T D"],
-        rope: tuple[Float[Tensor, "T Dh/2"], Float[Tensor, "T Dh/2"]],
+        rope: tuple[Float[Tensor, "T P"], Float[Tensor, "T P"]],
         mask: Bool[Tensor, "... T S"] | None,
         cache: KVCache | None = None,
     ) -> Float[Tensor, "B T D"]:
@@ -97,7 +97,7 @@ class Llama(nn.Module):
 
     def rope_tables(
         self, start: int, end: int, device: torch.device
-    ) -> tuple[Float[Tensor, "T Dh/2"], Float[Tensor, "T Dh/2"]]:
+    ) -> tuple[Float[Tensor, "T P"], Float[Tensor, "T P"]]:
         """Cosines and sines of the angles at positions `start` to `end` - 1."""
         c = self.config
         freqs = rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling, device)

@@ -1,7 +1,8 @@
 """Rotary position embeddings: turn queries and keys by an angle that grows with place.
 
 Functions, no module: RoPE has no parameters, and a table that lives in no buffer cannot
-be forgotten when a model is built on the meta device.
+be forgotten when a model is built on the meta device. P in a shape: the pairs of a
+head, Dh/2.
 """
 
 import math
@@ -14,8 +15,8 @@ from minillama.config import RopeScaling
 
 
 def scale_frequencies(
-    frequencies: Float[Tensor, "Dh/2"], scaling: RopeScaling
-) -> Float[Tensor, "Dh/2"]:
+    frequencies: Float[Tensor, "P"], scaling: RopeScaling
+) -> Float[Tensor, "P"]:
     """Slow the slow clocks, as Llama 3.1 does to reach a longer context.
 
     A clock that turns r times within the old context keeps its frequency if r is above
@@ -33,7 +34,7 @@ def rope_frequencies(
     theta: float,
     scaling: RopeScaling | None = None,
     device: torch.device | None = None,
-) -> Float[Tensor, "Dh/2"]:
+) -> Float[Tensor, "P"]:
     """Radians by which each pair of a head turns from one token to the next.
 
     frequency_i = theta^(-2i / head_dim): the first pair turns by one radian a token,

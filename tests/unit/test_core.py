@@ -92,7 +92,11 @@ MUTANTS = {
 
 @contextlib.contextmanager
 def mutated(module: str, old: str, new: str) -> Iterator[None]:
-    """Put the changed source in the place of `minillama.<module>`."""
+    """Put the changed source in the place of `minillama.<module>`.
+
+    The core is imported afresh without the shape checks of jaxtyping: the formulas are
+    to catch the mutant, not a type checker.
+    """
     path = Path(minillama.__file__).with_name(f"{module}.py")
     source = path.read_text()
     assert source.count(old) == 1, f"the line of this mutant is gone: {old}"
@@ -101,6 +105,10 @@ def mutated(module: str, old: str, new: str) -> Iterator[None]:
     for name in before:
         del sys.modules[name]
     sys.modules["minillama.config"] = config
+    finders = sys.meta_path[:]
+    sys.meta_path[:] = [
+        f for f in finders if not type(f).__module__.startswith("jaxtyping")
+    ]
     try:
         spec = importlib.util.spec_from_file_location(f"minillama.{module}", path)
         assert spec is not None
@@ -109,6 +117,7 @@ def mutated(module: str, old: str, new: str) -> Iterator[None]:
         exec(compile(source.replace(old, new), str(path), "exec"), mutant.__dict__)
         yield
     finally:
+        sys.meta_path[:] = finders
         for name in [k for k in sys.modules if k.startswith("minillama.")]:
             del sys.modules[name]
         sys.modules.update(before)
