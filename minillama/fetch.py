@@ -98,6 +98,11 @@ def fetch_wheel(
     knows the user's index, proxies and certificates. Raises Unreachable, ValueError for
     a wheel that is not what it should be, OSError for a full disk.
     """
+    _download(wheel, folder, report)
+    return _unpack(wheel, size, folder, report)
+
+
+def _download(wheel: Wheel, folder: Path, report: Progress) -> None:
     command = _pip_command(wheel, folder)
     temporary = folder / "pip"
     temporary.mkdir()
@@ -121,7 +126,6 @@ def fetch_wheel(
         _end(process)
     if process.returncode:
         _explain_pip(wheel, process.returncode, errors)
-    return _unpack(wheel, size, folder, report)
 
 
 def _pip_command(wheel: Wheel, folder: Path) -> list[str]:
@@ -264,6 +268,9 @@ def fetch_repo(
     Returns the size and sha256 of each, checked against what the hub says. A file that
     is not what it should be is deleted.
     """
+    # A killed process leaves these, under names of its own: no later one resumes them.
+    for stale in folder.glob(".cache/huggingface/download/**/*.????????.incomplete"):
+        stale.unlink()
     total = sum(file.size for file in files.values())
     report("fetching", size_below(folder), total)
     with _hub_errors(repo), _polled(folder, total, report):
