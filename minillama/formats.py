@@ -202,7 +202,7 @@ def find_scaling(factors: Tensor, config: LlamaConfig) -> RopeScaling | None:
         for factor in (1.0, float(factors.max()), 8.0, 32.0):
             scaling = RopeScaling(factor=factor) if factor >= 1 else RopeScaling()
             expected = whole / scale_frequencies(whole, scaling)
-            if torch.allclose(factors.float(), expected, rtol=1e-4, atol=0):
+            if torch.allclose(factors.double(), expected.double(), 1e-4, 0):
                 return None if factor == 1 else scaling
     raise ValueError(
         f"rope_freqs.weight ({factors.numel()} numbers, up to {factors.max():.4g}) is "

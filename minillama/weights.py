@@ -6,22 +6,31 @@ weights, a learner's own part is filled like the library's, and whatever does no
 known, with all its names, before anything large is built.
 """
 
+import json
 import re
+import secrets
+import shutil
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from minillama.config import LlamaConfig
 from minillama.formats import Entry, Reader, open_reader, read_config
 from minillama.model import Llama, Parts
-from minillama.names import DIALECTS, from_dialect, name_table
+from minillama.names import DIALECTS, from_dialect, name_table, to_dialect
 
-__all__ = ["load_model", "load_weights", "name_table", "read_config"]
+if TYPE_CHECKING:
+    from minillama.tokenizer import Tokenizer
+
+__all__ = ["load_model", "load_weights", "name_table", "read_config", "save_weights"]
 
 
 def load_model(
@@ -71,6 +80,119 @@ def load_weights(model: Llama, path: str | Path) -> None:
         else:
             with torch.no_grad():
                 old.copy_(weight)
+
+
+def save_weights(
+    model: Llama,
+    folder: str | Path,
+    tokenizer: "Tokenizer | None" = None,
+    *,
+    shard_bytes: int = 5 * 10**9,
+) -> None:
+    """Write a folder that Hugging Face's `transformers` opens, and `load_model` too.
+
+    Above `shard_bytes` the weights go to several files with an index. The folder
+    appears when it is whole; one that this function wrote earlier is replaced then, and
+    keeps its tokenizer where none is given. Raises ValueError for a folder that holds
+    other things, and for a model that is no plain Llama or has no weights yet.
+    """
+    weights = _plain_weights(model)
+    with _replacing(Path(folder).resolve()) as new:
+        ids = {
+            "bos_token_id": tokenizer and tokenizer.bos_id,
+            "eos_token_id": tokenizer and sorted(tokenizer.stop_ids),
+        }
+        dtype = str(model.tok_embeddings.weight.dtype).removeprefix("torch.")
+        _write_json(
+            new / "config.json", {**model.config.to_hf(), "dtype": dtype, **ids}
+        )
+        if tokenizer:
+            tokenizer.save_hf(new)
+            _write_json(new / "generation_config.json", ids)
+        _write_shards(model.config, weights, new, shard_bytes)
+
+
+def _plain_weights(model: Llama) -> dict[str, Tensor]:
+    """The parameters by name, if they are those of a plain Llama."""
+    weights = {name: weight.detach() for name, weight in model.named_parameters()}
+    different = weights.keys() ^ name_table(model.config, "hf").keys()
+    if different:
+        raise ValueError(
+            "this is no plain Llama, its parameters differ in "
+            f"{', '.join(_fold(different))}: undo quantisation and merge adapters first"
+        )
+    if empty := _fold(name for name, weight in weights.items() if weight.is_meta):
+        raise ValueError(f"there are no weights to save yet in {', '.join(empty)}")
+    return weights
+
+
+def _write_shards(
+    config: LlamaConfig, weights: dict[str, Tensor], folder: Path, shard_bytes: int
+) -> None:
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, weight in weights.items():
+        if shards[-1] and size + weight.nbytes > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += weight.nbytes
+    table = name_table(config, "hf")
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards, 1):
+        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        file = "model.safetensors" if len(shards) == 1 else file
+        weight_map |= {table[name]: file for name in names}
+        tensors = {
+            table[name]: to_dialect(weights[name], name, "hf", config.head_dim)
+            .contiguous()
+            .cpu()
+            for name in names
+        }
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+    if len(shards) > 1:
+        total = sum(weight.nbytes for weight in weights.values())
+        _write_json(
+            folder / "model.safetensors.index.json",
+            {"metadata": {"total_size": total}, "weight_map": weight_map},
+        )
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """A new folder that takes the place of `folder` once it is whole, or is gone."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: name a folder")
+    present = sorted(folder.iterdir()) if folder.exists() else []
+    if strangers := [p.name for p in present if not _SAVED.fullmatch(p.name)]:
+        raise ValueError(
+            f"{folder} holds {', '.join(strangers[:3])}, which is no part of a saved "
+            "model: choose another folder"
+        )
+    new = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    old = new.with_name(new.name + ".old")
+    new.mkdir(parents=True)
+    try:
+        yield new
+        for file in present:
+            if (
+                _TOKENIZER.fullmatch(file.name)
+                and not (new / "tokenizer.json").exists()
+            ):
+                shutil.copy2(file, new)
+        if present:
+            folder.rename(old)
+        new.rename(folder)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        if old.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 class _EmptyOnMeta(TorchFunctionMode):
@@ -188,6 +310,14 @@ def _ranges(numbers: list[int]) -> str:
     return ",".join(f"{r[0]}-{r[-1]}" if r[1:] else str(r[0]) for r in runs)
 
 
+_TOKENIZER = re.compile(
+    r"tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|"
+    r"chat_template\.jinja|generation_config\.json"
+)
+_SAVED = re.compile(
+    r"config\.json|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|"
+    + _TOKENIZER.pattern
+)
 # Tables that older writers stored beside the weights, and GGUF's RoPE scaling.
 _IGNORED = re.compile(r"rotary_emb\.inv_freq$|^rope\.freqs$|^rope_freqs\.weight$")
 _EMBEDDINGS = {dialect: (names[0], names[-1]) for dialect, names in DIALECTS.items()}
