@@ -15,16 +15,9 @@ class KVCache:
     """
 
     def __init__(
-        self,
-        batch: int,
-        n_kv_heads: int,
-        max_seq_len: int,
-        head_dim: int,
-        dtype: torch.dtype,
-        device: torch.device | str,
+        self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str
     ) -> None:
-        shape = (batch, n_kv_heads, max_seq_len, head_dim)
-        self.keys = torch.empty(shape, dtype=dtype, device=device)
+        self.keys = torch.empty(shape, dtype=dtype, device=device)  # B K S Dh
         self.values = torch.empty(shape, dtype=dtype, device=device)
         self.length = 0
 
@@ -46,7 +39,7 @@ class KVCache:
                 f"{config.max_seq_len}: ask for fewer"
             )
         shape = (batch, config.n_kv_heads, tokens, config.head_dim)
-        return [cls(*shape, dtype, device) for _ in range(config.n_layers)]
+        return [cls(shape, dtype, device) for _ in range(config.n_layers)]
 
     def update(
         self, k: Float[Tensor, "B K T Dh"], v: Float[Tensor, "B K T Dh"]
@@ -59,8 +52,7 @@ class KVCache:
                 f"the cache has room for {room} tokens of {batch} sequences, and "
                 f"{end} tokens of {k.shape[0]} are needed: make a larger one"
             )
-        self.keys[:, :, start:end] = k
-        self.values[:, :, start:end] = v
+        self.keys[:, :, start:end], self.values[:, :, start:end] = k, v
         self.length = end
         return self.keys[:, :, :end], self.values[:, :, :end]
 

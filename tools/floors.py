@@ -1,0 +1,69 @@
+"""Which module stands on which floor, and which notebook explains it: said here, once.
+
+A module imports from lower floors only. The few imports along a floor that are wanted
+are named in `beside`. Read by tools/quotes.py and by tests/house.
+"""
+
+from typing import NamedTuple
+
+
+class Module(NamedTuple):
+    """The place of one module of minillama."""
+
+    floor: int
+    notebook: str | None = None  # the number of the notebook that builds it
+    beside: tuple[str, ...] = ()  # modules of its own floor that it may import
+
+
+MODULES = {
+    # 0: facts, no torch
+    "config": Module(0, "06"),
+    "bpe": Module(0, "01"),
+    "tokenizer": Module(0, "01", beside=("bpe", "gguf_file")),
+    "chat": Module(0, "01", beside=("tokenizer",)),
+    "gguf_file": Module(0, "09"),
+    # 1: parts
+    "norm": Module(1, "02"),
+    "rope": Module(1, "03"),
+    "attention": Module(1, "04", beside=("rope", "cache")),
+    "feed_forward": Module(1, "05"),
+    "cache": Module(1, "08"),
+    # 2: the whole
+    "model": Module(2, "06"),
+    # 3: drivers
+    "sampling": Module(3, "08"),
+    "generate": Module(3, "08", beside=("sampling",)),
+    "data": Module(3, "07"),
+    "train": Module(3, "07", beside=("data",)),
+    # 4: changes
+    "names": Module(4, "09"),
+    "formats": Module(4, "09"),
+    "weights": Module(4, "09", beside=("formats", "names")),
+    "swap": Module(4, "10"),
+    "quantize": Module(4, "10", beside=("swap",)),
+    "lora": Module(4, "14", beside=("swap",)),
+    "parallel": Module(4, "19", beside=("swap",)),
+    "capture": Module(4, "11"),
+    # 5: surface
+    "fetch": Module(5),
+    "hub": Module(5, "09", beside=("fetch",)),
+    "api": Module(5, "00", beside=("hub",)),
+    "plan": Module(5, "09", beside=("hub",)),
+    "doctor": Module(5, "00", beside=("hub", "plan")),
+    "bench": Module(5, "10", beside=("api", "hub", "plan")),
+    "widgets": Module(5),
+    "course": Module(5, beside=("api", "hub", "widgets")),
+    "cli": Module(
+        5, "00", beside=("api", "bench", "course", "doctor", "fetch", "hub", "plan")
+    ),
+    "__main__": Module(5, beside=("cli",)),
+}
+
+# Definitions that another notebook than their module's explains.
+NOTEBOOK_OF = {
+    "minillama.config.RopeScaling": "03",
+    "minillama.model.Block": "05",
+}
+
+# The core: each part of it fits into one cell of a notebook.
+CORE = ("norm", "rope", "attention", "feed_forward", "cache", "model")
