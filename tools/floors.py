@@ -19,7 +19,14 @@ MODULES = {
     # 0: facts, no torch
     "config": Module(0, "06"),
     "bpe": Module(0, "01"),
-    "tokenizer": Module(0, "01", beside=("bpe", "gguf_file")),
+    "splitting": Module(0, "01"),
+    "vocabulary": Module(0, beside=("bpe", "splitting")),
+    "tokenizer_files": Module(
+        0, beside=("bpe", "splitting", "vocabulary", "gguf_file")
+    ),
+    "tokenizer": Module(
+        0, "01", beside=("bpe", "splitting", "vocabulary", "tokenizer_files")
+    ),
     "chat": Module(0, "01", beside=("tokenizer",)),
     "gguf_file": Module(0, "09"),
     # 1: parts
