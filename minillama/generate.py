@@ -64,7 +64,6 @@ def left_pad(
     return tokens, torch.tensor(pad, device=device) if any(pad) else None
 
 
-@torch.no_grad()
 def prefill(
     model: Model,
     tokens: Int[Tensor, "B T"],
@@ -84,12 +83,11 @@ def prefill(
     length = tokens.shape[1]
     size = chunk or length
     for start in range(0, length - size, size):
-        model(tokens[:, start : start + size], caches, pad)
+        _last_logits(model, tokens[:, start : start + size], caches, pad)
     last = (length - 1) // size * size
-    return model(tokens[:, last:], caches, pad)[:, -1]
+    return _last_logits(model, tokens[:, last:], caches, pad)
 
 
-@torch.no_grad()
 def decode_step(
     model: Model,
     token: Int[Tensor, "B"],
@@ -97,7 +95,17 @@ def decode_step(
     pad: Int[Tensor, "B"] | None = None,
 ) -> Float[Tensor, "B V"]:
     """Add one token a row; return the logits of the token after it."""
-    return model(token[:, None], caches, pad)[:, -1]
+    return _last_logits(model, token[:, None], caches, pad)
+
+
+def _last_logits(
+    model: Model, tokens: Tensor, caches: list[KVCache], pad: Tensor | None
+) -> Float[Tensor, "B V"]:
+    # A step is hundreds of small operations, and inference mode does each faster than
+    # no_grad does. The copy is an ordinary tensor again, which a caller may change.
+    with torch.inference_mode():
+        logits = model(tokens, caches, pad)[:, -1]
+    return logits.clone()
 
 
 def stream(
@@ -163,38 +171,36 @@ def stream_batch(
     """
     history = [[int(id) for id in ids] for ids in prompts]
     check_ids(history, model.config.vocab_size)
-    count = _new_tokens(model, history, max_new_tokens, caches)
+    count = _room(model, history, max_new_tokens, caches)
     if not 0 <= top <= model.config.vocab_size:
         raise ValueError(
             f"top is {top}: it must be from 0 to {model.config.vocab_size}, the "
             "size of the vocabulary"
         )
     texts = [_Text(tokenizer, stop_strings) for _ in history]
-    if caches is None:
-        caches = new_caches(model, len(history), len(max(history, key=len)) + count)
-    # A stream begins at the sampler's seed: the same call gives the same tokens.
+    stops = frozenset(stop_ids)
+    past = caches or new_caches(model, len(history), len(max(history, key=len)) + count)
+    tokens, pad = left_pad(history, _float_weight(model).device)
     choose = Sampler(temperature=0) if sampler is None else sampler
-    choose = choose.restart() if isinstance(choose, Sampler) else choose
-    device = model.tok_embeddings.weight.device
-    tokens, pad = left_pad(history, device)
+    if isinstance(choose, Sampler):  # the same call gives the same tokens
+        choose = choose.restart()
 
     def run() -> Iterator[list[Step | None]]:
-        logits = prefill(model, tokens, caches, pad, chunk)  # B V
+        logits = prefill(model, tokens, past, pad, chunk)  # B V
         for left in reversed(range(count)):
             ids = _one_a_row(choose(logits, history), len(history))
             logprobs, tops = _logprobs(logits, ids, top)
-            steps: list[Step | None] = []
+            steps: list[Step | None] = [None] * len(history)
             for row, id in enumerate(_numbers(ids)):
-                steps.append(None)
                 if texts[row].ended:
                     continue
                 history[row].append(id)
-                text = texts[row].push(id, last=left == 0, stop=id in stop_ids)
+                text = texts[row].push(id, last=left == 0, stop=id in stops)
                 steps[row] = Step(id, text, logprobs[row], tops[row])
             yield steps
-            if left == 0 or all(text.ended for text in texts):
+            if all(text.ended for text in texts):
                 return
-            logits = decode_step(model, ids, caches, pad)
+            logits = decode_step(model, ids, past, pad)
 
     return run()
 
@@ -219,13 +225,15 @@ def generate(model: Llama, ids: Sequence[Any], **options: Any) -> Any:
     return [step.id for step in stream(model, ids, **options)]
 
 
-def new_caches(model: Llama, batch: int, tokens: int) -> list[KVCache]:
-    """Empty caches for `tokens` tokens, of the model's own dtype and device.
+def new_caches(
+    model: Llama, batch: int = 1, tokens: int | None = None
+) -> list[KVCache]:
+    """Empty caches of the model's own dtype and device, for `tokens` tokens.
 
-    The first floating-point parameter tells: quantised weights are integers, what flows
-    between them is not.
+    By default for its whole context, which can be much: `model.config.kv_cache_bytes`
+    says how much.
     """
-    weight = next(p for p in model.parameters() if p.is_floating_point())
+    weight = _float_weight(model)
     return KVCache.for_model(
         model.config,
         batch=batch,
@@ -236,53 +244,63 @@ def new_caches(model: Llama, batch: int, tokens: int) -> list[KVCache]:
 
 
 def check_ids(prompts: Sequence[Sequence[int]], vocab_size: int) -> None:
-    """Refuse no prompts, an empty prompt, and ids outside the vocabulary."""
+    """Refuse no prompts at all, an empty one, and ids outside the vocabulary."""
     if not prompts:
         raise ValueError("there are no prompts: give at least one")
     for row, ids in enumerate(prompts):
+        which = f"prompt {row}" if len(prompts) > 1 else "the prompt"
         if not ids:
             raise ValueError(
-                f"prompt {row} is empty: give at least one token, such as the "
-                "tokenizer's bos_id"
+                f"{which} is empty: give at least one token, such as the tokenizer's "
+                "bos_id"
             )
         strange = [id for id in ids if not 0 <= id < vocab_size]
         if strange:
             raise ValueError(
-                f"prompt {row} has id {strange[0]}, and the vocabulary of this model "
-                f"ends at {vocab_size - 1}: is it the model's own tokenizer?"
+                f"{which} has id {strange[0]}, and the vocabulary of this model is 0 "
+                f"to {vocab_size - 1}: encode with the model's own tokenizer"
             )
 
 
-def _new_tokens(
+def _room(
     model: Llama,
     prompts: list[list[int]],
     wanted: int | None,
     caches: list[KVCache] | None,
 ) -> int:
-    """How many tokens will be added at most: refuse what does not fit."""
+    """How many tokens may be added: as many as wanted, or all that fit for None."""
     if wanted is not None and wanted < 1:
         raise ValueError(f"max_new_tokens is {wanted}: it must be at least 1, or None")
-    held = caches[0].length if caches else 0
+    held, context = 0, model.config.max_seq_len
     longest = len(max(prompts, key=len))
+    if caches:
+        held = caches[0].length
+        if type(caches[0]) is KVCache:  # other kinds know their own limits
+            context = min(context, caches[0].keys.shape[2])
     if held and any(len(ids) != longest for ids in prompts):
         raise ValueError(
             f"the caches hold {held} tokens already, and padding cannot stand in the "
             "middle of a row: give prompts of one length, or empty caches"
         )
-    context = model.config.max_seq_len
-    if caches:
-        context = min(context, caches[0].keys.shape[2])
-    used = held + longest
-    room = context - used
-    need = 1 if wanted is None else wanted
-    if need > room:
-        cached = f" after {held} cached ones" if held else ""
+    room = context - held - longest
+    new = 1 if wanted is None else wanted
+    if new > room:
+        cached = f" after {held} in the caches" if held else ""
         fewer = f", or ask for at most {room} new tokens" if room > 0 else ""
         raise ValueError(
-            f"a prompt of {longest} tokens{cached} and {need} new are {used + need}, "
-            f"and the context has {context}: shorten the prompt{fewer}"
+            f"a prompt of {longest} tokens{cached} and {new} new ones are "
+            f"{held + longest + new}, and the context is {context}: shorten the "
+            f"prompt{fewer}"
         )
     return room if wanted is None else wanted
+
+
+def _float_weight(model: Llama) -> Tensor:
+    """The first floating-point parameter: it has the dtype that flows in the model.
+
+    Quantised weights are integers; the norms between them are not.
+    """
+    return next(p for p in model.parameters() if p.is_floating_point())
 
 
 def _one_a_row(ids: Tensor, batch: int) -> Int[Tensor, "B"]:

@@ -24,7 +24,7 @@ def penalise_repeats(
 
     A positive logit is divided by `penalty`, a negative one multiplied by it, once
     however often the token occurred; a penalty below 1 favours repeats.
-    Source: Keskar et al., CTRL, arXiv 1909.05858, section 4.1.
+    Source: Keskar et al., arXiv 1909.05858, who divide alone; transformers' sign.
     """
     logits = logits.clone()
     for row, ids in zip(logits, history, strict=True):
@@ -37,7 +37,7 @@ def penalise_repeats(
 def keep_top_k(logits: Float[Tensor, "B V"], k: int) -> Float[Tensor, "B V"]:
     """Keep the `k` likeliest tokens, and any that equal the last of them.
 
-    Source: Fan et al., arXiv 1805.04833, section 5.4.
+    Source: Fan et al., arXiv 1805.04833.
     """
     kth = logits.topk(min(k, logits.shape[-1])).values[..., -1:]  # B 1
     return logits.masked_fill(logits < kth, -math.inf)
@@ -46,21 +46,23 @@ def keep_top_k(logits: Float[Tensor, "B V"], k: int) -> Float[Tensor, "B V"]:
 def keep_top_p(logits: Float[Tensor, "B V"], p: float) -> Float[Tensor, "B V"]:
     """Keep the fewest likeliest tokens that together have probability `p` or more.
 
-    The token that crosses `p` is kept, so there is always one. Of equally likely tokens
-    the lower id goes first. Source: Holtzman et al., arXiv 1904.09751, section 3.1.
+    The token that crosses `p` is kept, so there is always one, and so is any that
+    equals it: equals are treated alike. Source: Holtzman et al., arXiv 1904.09751.
     """
-    ranked, order = logits.sort(dim=-1, descending=True, stable=True)
-    probs = ranked.softmax(-1)
-    likelier = probs.cumsum(-1) - probs  # the probability of all that rank before
-    ranked = ranked.masked_fill(likelier >= p, -math.inf)
-    return torch.empty_like(logits).scatter_(-1, order, ranked)
+    probs = logits.softmax(-1)
+    # Tokens below (1 - p) / V have less than 1 - p together: they need no sorting.
+    contenders = int((probs >= (1 - p) / probs.shape[-1]).sum(-1).amax())
+    ranked = probs.topk(contenders).values
+    likelier = ranked.cumsum(-1) - ranked  # the probability of all that rank before
+    last = ranked.masked_fill(likelier >= p, math.inf).amin(-1, keepdim=True)  # B 1
+    return logits.masked_fill(probs < last, -math.inf)
 
 
 def keep_min_p(logits: Float[Tensor, "B V"], p: float) -> Float[Tensor, "B V"]:
     """Keep the tokens at least `p` times as likely as the likeliest one.
 
     Unlike top-p it keeps many where the model hesitates, few where it is sure.
-    Source: Nguyen et al., arXiv 2407.01082, section 3.
+    Source: Nguyen et al., arXiv 2407.01082.
     """
     probs = logits.softmax(-1)
     limit = p * probs.amax(-1, keepdim=True)
