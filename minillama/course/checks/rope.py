@@ -1,0 +1,273 @@
+"""Checks of notebook 03: RoPE."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from minillama.config import RopeScaling
+from minillama.course.check import Case, Check
+from minillama.rope import apply_rope, rope_frequencies, scale_frequencies
+
+
+def _weave(even: Tensor, odd: Tensor, x: Tensor) -> Tensor:
+    return torch.stack((even, odd), -1).flatten(-2).type_as(x)
+
+
+def _halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, -1)
+    turned = first * cos - second * sin, second * cos + first * sin
+    return torch.cat(turned, -1).type_as(x)
+
+
+def _unwoven(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    even, odd = x[..., 0::2], x[..., 1::2]
+    return torch.cat((even * cos - odd * sin, even * sin + odd * cos), -1).type_as(x)
+
+
+def _no_sin(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return _weave(x[..., 0::2] * cos, x[..., 1::2] * cos, x)
+
+
+def _both_minus(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    even, odd = x[..., 0::2], x[..., 1::2]
+    return _weave(even * cos - odd * sin, odd * cos - even * sin, x)
+
+
+def _overwritten(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    even, odd = x[..., 0::2], x[..., 1::2]
+    even = even * cos - odd * sin
+    return _weave(even, even * sin + odd * cos, x)
+
+
+def _first_place(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return apply_rope(x, cos[:1].expand_as(cos), sin[:1].expand_as(sin))
+
+
+def _wide(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return apply_rope(x.float(), cos, sin)
+
+
+def _complex(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)).contiguous())
+    return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2).type_as(x)
+
+
+def _by_hand(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    out = torch.empty_like(x)
+    for t in range(x.shape[-2]):
+        for i in range(x.shape[-1] // 2):
+            a, b = x[..., t, 2 * i], x[..., t, 2 * i + 1]
+            out[..., t, 2 * i] = a * cos[t, i] - b * sin[t, i]
+            out[..., t, 2 * i + 1] = a * sin[t, i] + b * cos[t, i]
+    return out
+
+
+def _turns(rng: torch.Generator) -> Iterable[Case]:
+    quarter = torch.tensor([[0.0, 0.0], [math.pi / 2, math.pi / 6]])
+    yield torch.tensor([[1.0, 2.0, 3.0, 4.0]] * 2), quarter.cos(), quarter.sin()
+    for shape in ((3, 6), (2, 5, 8), (2, 3, 7, 4)):
+        x = torch.randn(shape, generator=rng)
+        start = torch.randint(9, (1,), generator=rng)
+        clocks = rope_frequencies(shape[-1], 100.0)
+        angles = torch.outer(start + torch.arange(shape[-2]), clocks)
+        yield x, angles.cos(), angles.sin()
+    yield x.bfloat16(), angles.cos(), angles.sin()
+
+
+check_apply_rope = Check(
+    name="3.1",
+    title="apply_rope",
+    reference=apply_rope,
+    inputs=_turns,
+    solutions=(_complex, _by_hand),
+    mistakes={
+        "You pair number i with number i + Dh/2. Meta's Llama pairs neighbours: "
+        "0 with 1, 2 with 3.": _halves,
+        "You turn the other way. Llama's first of a pair is even*cos - odd*sin, the "
+        "second even*sin + odd*cos.": lambda x, cos, sin: apply_rope(x, cos, -sin),
+        "The turning is right, but the pairs come out as all firsts, then all seconds. "
+        "Llama weaves them again: first, second, first, second.": _unwoven,
+        "Both lines have a minus, so the pair is not turned but mirrored. Llama has "
+        "plus in the second: even*sin + odd*cos.": _both_minus,
+        "The second of a pair is made from the already turned first. Llama computes "
+        "both from the old pair.": _overwritten,
+        "Only cos is used, so vectors shrink. Llama's turning keeps every length: sin "
+        "carries the other part.": _no_sin,
+        "cos and sin are exchanged. Llama turns by 0 at position 0, so cos there is 1 "
+        "and multiplies the number itself.": lambda x, cos, sin: apply_rope(
+            x, sin, cos
+        ),
+        "Every position is turned by the angle of the first. Llama turns row t of x by "
+        "row t of cos and sin.": _first_place,
+        "The vectors come back unturned. Llama turns queries and keys by the angle of "
+        "their place.": lambda x, cos, sin: x,
+        "bfloat16 goes in and float32 comes out. Llama hands back the type it was "
+        "given: type_as(x).": _wide,
+    },
+)
+
+
+def _swapped_sign(head_dim: int, theta: float) -> Tensor:
+    return theta ** (torch.arange(0, head_dim, 2) / head_dim)
+
+
+def _frequencies(rng: torch.Generator) -> Iterable[Case]:
+    yield 4, 100.0
+    yield from ((8, 10_000.0), (64, 100_000.0), (128, 500_000.0))
+    size = 2 * int(torch.randint(5, 40, (1,), generator=rng))
+    yield size, float(torch.randint(50, 10**6, (1,), generator=rng))
+
+
+check_rope_frequencies = Check(
+    name="3.2",
+    title="rope_frequencies",
+    reference=lambda head_dim, theta: rope_frequencies(head_dim, theta),
+    inputs=_frequencies,
+    atol=0.0,
+    solutions=(
+        lambda head_dim, theta: theta ** (-torch.arange(0, head_dim, 2) / head_dim),
+        lambda head_dim, theta: torch.tensor(
+            [theta ** (-2 * i / head_dim) for i in range(head_dim // 2)]
+        ),
+        lambda head_dim, theta: torch.exp(
+            -torch.arange(head_dim // 2) * 2 / head_dim * math.log(theta)
+        ),
+    ),
+    mistakes={
+        "The exponent lacks its minus, so each clock runs faster than the one before. "
+        "Llama's clocks get slower: theta ** (-2i / head_dim).": _swapped_sign,
+        "The exponent is i / head_dim. Llama divides 2i by head_dim: the last clock "
+        "turns by about 1 / theta.": lambda head_dim, theta: (
+            theta ** (-torch.arange(head_dim // 2) / head_dim)
+        ),
+        "There is a frequency for every number of a head. Llama has one for every "
+        "pair: head_dim / 2 of them.": lambda head_dim, theta: (
+            theta ** (-torch.arange(0, head_dim) / head_dim)
+        ),
+        "The number of the pair is doubled twice. Llama's exponent for pair i is "
+        "-2i / head_dim.": lambda head_dim, theta: (
+            theta ** (-2 * torch.arange(0, head_dim, 2) / head_dim)
+        ),
+        "The pairs are counted from 1. Llama's first pair has exponent 0 and turns by "
+        "one radian a token.": lambda head_dim, theta: (
+            theta ** (-(torch.arange(0, head_dim, 2) + 2) / head_dim)
+        ),
+        "theta is not used: 10000 is written out, the base of older models. Llama 3 "
+        "takes the base that it is given.": lambda head_dim, theta: (
+            10_000.0 ** (-torch.arange(0, head_dim, 2) / head_dim)
+        ),
+        "These are the periods, in tokens for one turn. Llama wants radians a token: "
+        "2 pi divided by that.": lambda head_dim, theta: (
+            2 * math.pi * theta ** (torch.arange(0, head_dim, 2) / head_dim)
+        ),
+    },
+)
+
+
+def _scaling(
+    frequencies: Tensor, s: RopeScaling, kept: Tensor, cut: float = 1.0
+) -> Tensor:
+    return frequencies * (kept + (1 - kept) * cut / s.factor)
+
+
+def _turned(frequencies: Tensor, s: RopeScaling) -> Tensor:
+    """How often each clock turns in the old context."""
+    return s.original_max_seq_len * frequencies / (2 * math.pi)
+
+
+def _kept(frequencies: Tensor, s: RopeScaling) -> Tensor:
+    share = _turned(frequencies, s) - s.low_freq_factor
+    return (share / (s.high_freq_factor - s.low_freq_factor)).clamp(0, 1)
+
+
+def _no_blend(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+    fast = _turned(frequencies, scaling) > scaling.high_freq_factor
+    return torch.where(fast, frequencies, frequencies / scaling.factor)
+
+
+def _middle_kept(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+    slow = _turned(frequencies, scaling) < scaling.low_freq_factor
+    return torch.where(slow, frequencies / scaling.factor, frequencies)
+
+
+def _backwards(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+    return _scaling(frequencies, scaling, 1 - _kept(frequencies, scaling))
+
+
+def _no_two_pi(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+    return _scaling(frequencies, scaling, _kept(2 * math.pi * frequencies, scaling))
+
+
+def _extrapolates(frequencies: Tensor, s: RopeScaling) -> Tensor:
+    share = _turned(frequencies, s) - s.low_freq_factor
+    kept = share / (s.high_freq_factor - s.low_freq_factor)
+    return _scaling(frequencies, s, kept)
+
+
+def _multiplied(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+    kept = _kept(frequencies, scaling)
+    return frequencies * (kept + (1 - kept) * scaling.factor)
+
+
+def _three_ranges(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+    period = 2 * math.pi / frequencies
+    old = scaling.original_max_seq_len
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    smooth = (old / period - low) / (high - low)
+    blend = (1 - smooth) * frequencies / scaling.factor + smooth * frequencies
+    scaled = torch.where(period > old / low, frequencies / scaling.factor, blend)
+    return torch.where(period < old / high, frequencies, scaled)
+
+
+def _one_by_one(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+    out = []
+    for f in frequencies.tolist():
+        turns = scaling.original_max_seq_len * f / (2 * math.pi)
+        span = scaling.high_freq_factor - scaling.low_freq_factor
+        kept = min(1.0, max(0.0, (turns - scaling.low_freq_factor) / span))
+        out.append(kept * f + (1 - kept) * f / scaling.factor)
+    return torch.tensor(out)
+
+
+def _scalings(rng: torch.Generator) -> Iterable[Case]:
+    def clocks(turns: list[float], s: RopeScaling) -> Tensor:
+        return 2 * math.pi / s.original_max_seq_len * torch.tensor(turns)
+
+    small = RopeScaling(original_max_seq_len=64)
+    yield clocks([40.0, 2.5, 0.5], small), small
+    yield clocks([8.0, 3.0, 1.5, 0.1], small), small
+    yield rope_frequencies(128, 500_000.0), RopeScaling()
+    yield rope_frequencies(64, 500_000.0), RopeScaling(factor=32.0)
+    turns = torch.rand(20, generator=rng) * 12
+    odd = RopeScaling(factor=5.0, low_freq_factor=2.0, high_freq_factor=9.0)
+    yield clocks(turns.tolist(), odd), odd
+
+
+check_scale_frequencies = Check(
+    name="3.3",
+    title="scale_frequencies",
+    reference=scale_frequencies,
+    inputs=_scalings,
+    atol=0.0,
+    solutions=(_three_ranges, _one_by_one),
+    mistakes={
+        "Every clock is slowed. Llama 3.1 keeps the fast ones, which turn more than "
+        "high_freq_factor times in the old context.": lambda f, s: f / s.factor,
+        "The clocks come back as they were. Llama 3.1 divides the slow ones by "
+        "factor.": lambda f, s: f.clone(),
+        "The fast clocks are slowed and the slow ones kept. Llama 3.1 does the "
+        "opposite.": _backwards,
+        "There is no blend. Between the two limits Llama 3.1 goes smoothly from "
+        "divided to kept.": _no_blend,
+        "The clocks between the limits are kept. Llama 3.1 blends them: partly kept, "
+        "partly divided.": _middle_kept,
+        "The blend goes on outside the limits. Llama 3.1 clamps it: below low all is "
+        "divided, above high all is kept.": _extrapolates,
+        "Turns are counted without 2 pi. A clock of f radians a token turns "
+        "length * f / (2 pi) times, and that is what Llama 3.1 compares.": _no_two_pi,
+        "The slow clocks are multiplied by factor. Llama 3.1 divides: they shall turn "
+        "more slowly, to last for a longer text.": _multiplied,
+    },
+)
