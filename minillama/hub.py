@@ -242,6 +242,11 @@ def remove(name: str) -> bool:
     return bool(there)
 
 
+def resumable(name: str) -> int:
+    """Bytes of a pull from the hub that stopped, and that the next one goes on from."""
+    return fetch.size_below(_partial(name, "hub"))
+
+
 def lookup(name: str) -> Entry:
     """The entry of that name; ValueError lists the names that are near."""
     if name not in MODELS:

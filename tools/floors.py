@@ -6,6 +6,21 @@ are named in `beside`. Read by tools/quotes.py and by tests/house.
 
 from typing import NamedTuple
 
+SYLLABUS = {
+    "00": "welcome",
+    "01": "tokenizer",
+    "02": "norm",
+    "03": "rope",
+    "04": "attention",
+    "05": "block",
+    "06": "llama",
+    "07": "training",
+    "08": "decoding",
+    "09": "weights",
+    "10": "faster",
+    "11": "inside",
+}
+
 
 class Module(NamedTuple):
     """The place of one module of minillama."""
@@ -55,7 +70,7 @@ MODULES = {
     "fetch": Module(5),
     "hub": Module(5, "09", beside=("fetch",)),
     "api": Module(5, "00", beside=("hub",)),
-    "plan": Module(5, "09", beside=("hub",)),
+    "plan": Module(5, "09", beside=("api", "hub")),
     "doctor": Module(5, "00", beside=("hub", "plan")),
     "bench": Module(5, "10", beside=("api", "hub", "plan")),
     "widgets": Module(5),

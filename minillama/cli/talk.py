@@ -1,0 +1,300 @@
+"""Commands that let a model speak: generate and chat."""
+
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from minillama.cli import screen
+from minillama.cli.models import Name
+
+if TYPE_CHECKING:
+    from minillama.model import Llama
+    from minillama.sampling import Sampler
+    from minillama.tokenizer import Tokenizer
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands of this module."""
+    panel = "Talking"
+    app.command(rich_help_panel=panel, epilog=_GENERATE)(generate)
+    app.command(rich_help_panel=panel, epilog=_CHAT)(chat)
+
+
+_GENERATE = 'Example: minillama generate smollm2-135m "What is the capital of France?"'
+_CHAT = "Example: minillama chat smollm2-135m"
+
+Temperature = Annotated[
+    float, typer.Option(help="0 takes the likeliest token; higher is more surprising.")
+]
+TopK = Annotated[int | None, typer.Option(help="Only the K likeliest tokens.")]
+TopP = Annotated[
+    float | None,
+    typer.Option(help="Only the likeliest tokens that together have probability P."),
+]
+MinP = Annotated[
+    float | None,
+    typer.Option(help="Only tokens at least P times as likely as the likeliest."),
+]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same words.")]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option(metavar="TEXT", help="End before this text; may be given repeatedly."),
+]
+System = Annotated[
+    str | None, typer.Option(help="Tell the model who it is, before the conversation.")
+]
+Dtype = Annotated[
+    str | None, typer.Option(help="float32, bf16 or float16. [default: the file's]")
+]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda or mps. [default: the GPU if any]")
+]
+
+
+def generate(
+    name: Name,
+    prompt: Annotated[
+        str, typer.Argument(metavar="PROMPT", help="The text to answer.")
+    ],
+    chat: Annotated[
+        bool | None,
+        typer.Option(
+            "--chat/--raw",
+            help="Answer the prompt as a message, or continue it as it stands. "
+            "[default: answer, if the model was made for it]",
+            show_default=False,
+        ),
+    ] = None,
+    system: System = None,
+    max_new_tokens: Annotated[
+        int, typer.Option(help="End after so many tokens.")
+    ] = 256,
+    temperature: Temperature = 0.0,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    seed: Seed = 0,
+    stop: Stop = None,
+    dtype: Dtype = None,
+    device: Device = None,
+) -> None:
+    """Answer one prompt, word by word, and end."""
+    if not prompt.strip():
+        raise ValueError("the prompt is empty: give the model something to go on from")
+    from minillama.generate import stream
+
+    sampler = _sampler(temperature, top_k, top_p, min_p, seed)
+    model, tokenizer = _load(name, dtype, device)
+    ids = prompt_ids(tokenizer, _text(prompt), chat=chat, system=system)
+    for step in stream(
+        model,
+        ids,
+        max_new_tokens=max_new_tokens,
+        sampler=sampler,
+        stop_ids=tokenizer.stop_ids,
+        stop_strings=stop or (),
+        tokenizer=tokenizer,
+    ):
+        screen.say(step.text, end="")
+    screen.say()
+
+
+def chat(
+    name: Name,
+    system: System = None,
+    max_new_tokens: Annotated[
+        int, typer.Option(help="End each answer after so many tokens.")
+    ] = 512,
+    context: Annotated[
+        int, typer.Option(help="Tokens of the whole conversation.")
+    ] = 4096,
+    temperature: Temperature = 0.6,
+    top_k: TopK = None,
+    top_p: TopP = 0.9,
+    min_p: MinP = None,
+    seed: Seed = 0,
+    dtype: Dtype = None,
+    device: Device = None,
+) -> None:
+    """Talk with a model. Ctrl-C stops an answer, Ctrl-D leaves."""
+    sampler = _sampler(temperature, top_k, top_p, min_p, seed)
+    model, tokenizer = _load(name, dtype, device)
+    talk = Conversation(model, tokenizer, context=context, system=system)
+    typed = sys.stdin.isatty()
+    if typed:
+        with contextlib.suppress(ImportError):  # there is none on Windows
+            import readline  # noqa: F401 - arrow keys in input()
+        screen.note("Ctrl-C stops an answer, /new begins anew, Ctrl-D leaves.")
+    while (text := _ask("> " if typed else "")) is not None:
+        if text.strip() == "/new":
+            talk.restart()
+            continue
+        if not text.strip():
+            continue
+        try:
+            for piece in talk.reply(_text(text), sampler, max_new_tokens):
+                screen.say(piece, end="")
+        except KeyboardInterrupt:
+            screen.say(" (stopped)", end="")
+        except ValueError as error:
+            screen.complain(str(error))
+        screen.say()
+
+
+class Conversation:
+    """Messages so far, and the caches of what the model has read of them."""
+
+    def __init__(
+        self,
+        model: "Llama",
+        tokenizer: "Tokenizer",
+        *,
+        context: int | None = None,
+        system: str | None = None,
+    ) -> None:
+        from minillama.chat import ChatFormat
+        from minillama.generate import new_caches
+
+        self.model, self.tokenizer = model, tokenizer
+        self.format: ChatFormat = ChatFormat(tokenizer)
+        self.context = min(context or sys.maxsize, model.config.max_seq_len)
+        self.caches = new_caches(model, 1, self.context)
+        self.system = system
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what was said; the system message stays."""
+        self.messages = _messages(self.system)
+        self.held: list[int] = []  # the ids whose keys and values are cached
+
+    def reply(
+        self, text: str, sampler: "Sampler", max_new_tokens: int
+    ) -> Iterator[str]:
+        """Answer, piece by piece. Only what is new since the last turn is read.
+
+        Whether it ends by itself or is broken off, the answer so far is kept. A turn
+        that no longer fits raises ValueError, and is as if it had not been said.
+        """
+        from minillama.generate import stream
+
+        asked = [*self.messages, {"role": "user", "content": text}]
+        ids = self.format.encode(asked)
+        room = self.context - len(ids)
+        if room < 1:
+            raise ValueError(
+                f"the conversation has {len(ids)} tokens with this message, and there "
+                f"is room for {self.context}: begin anew with /new"
+            )
+        self.messages = asked
+        answer = {"role": "assistant", "content": ""}
+        self.messages.append(answer)
+        new = ids[self._keep(ids) :]
+        self.held = ids
+        for step in stream(
+            self.model,
+            new,
+            max_new_tokens=min(max_new_tokens, room),
+            sampler=sampler,
+            stop_ids=self.format.stop_ids,
+            tokenizer=self.tokenizer,
+            caches=self.caches,
+        ):
+            self.held.append(step.id)
+            answer["content"] += step.text
+            yield step.text
+
+    def _keep(self, ids: Sequence[int]) -> int:
+        """Cut the caches back to where `ids` is what they hold; return that length.
+
+        The last id is always read again: its logits are wanted. A turn that was broken
+        off may have filled some layers' caches further than others.
+        """
+        same = min(len(ids) - 1, len(self.held), *(c.length for c in self.caches))
+        pairs = zip(ids[:same], self.held, strict=False)
+        same = next((i for i, (a, b) in enumerate(pairs) if a != b), same)
+        for cache in self.caches:
+            cache.truncate(same)
+        return same
+
+
+def prompt_ids(
+    tokenizer: "Tokenizer", prompt: str, *, chat: bool | None, system: str | None
+) -> list[int]:
+    """The ids of a prompt: as a message where the model was made for it, else raw.
+
+    A model was made for it if its tokenizer has a chat template.
+    """
+    from minillama.chat import ChatFormat
+
+    if chat is None:
+        chat = tokenizer.chat_template is not None
+    if not chat and system is not None:
+        raise ValueError("--system goes with a chat, and this model continues raw text")
+    if chat:
+        messages = [*_messages(system), {"role": "user", "content": prompt}]
+        return ChatFormat(tokenizer).encode(messages)
+    return tokenizer.encode(prompt, bos=tokenizer.adds_bos)
+
+
+def _messages(system: str | None) -> list[dict[str, str]]:
+    return [] if system is None else [{"role": "system", "content": _text(system)}]
+
+
+def _ask(mark: str) -> str | None:
+    """A line from the user; None at the end, by Ctrl-D."""
+    while True:
+        try:
+            return input(mark)
+        except EOFError:
+            if mark:
+                screen.say()
+            return None
+        except KeyboardInterrupt:
+            screen.note("\nCtrl-D leaves.")
+
+
+def _text(text: str) -> str:
+    """What came from a command line in another encoding becomes question marks."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _sampler(
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
+    seed: int,
+) -> "Sampler":
+    from minillama.sampling import Sampler
+
+    return Sampler(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed
+    )
+
+
+def _load(name: str, dtype: str | None, device: str | None) -> Any:
+    from minillama import hub
+
+    hub.resolve(name)  # the likeliest mistake, said before torch is imported
+    from minillama.api import load
+
+    return load(name, dtype=torch_dtype(dtype), device=device)
+
+
+def torch_dtype(name: str | None) -> Any:
+    """The torch dtype of that name; None stays None."""
+    if name is None:
+        return None
+    import torch
+
+    from minillama.plan import dtype_name
+
+    dtype = getattr(torch, dtype_name(name))
+    if not hasattr(dtype, "is_floating_point") or not dtype.is_floating_point:
+        raise ValueError(
+            f"a model cannot run in {name}: choose float32, bf16 or float16"
+        )
+    return dtype

@@ -1,0 +1,297 @@
+"""What a model will take, and whether this machine has it, before anything is loaded.
+
+Everything is computed from the config; no file is opened but the config's own.
+"""
+
+import difflib
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+from minillama import hub
+from minillama.config import PRESETS, LlamaConfig
+
+CHUNK = 512
+"""Tokens of a prompt that `stream` reads at once."""
+
+DTYPES = {
+    "float32": 4.0,
+    "bfloat16": 2.0,
+    "float16": 2.0,
+    "int8": 1.0,
+    "int4": 0.5,
+}
+"""Bytes of one weight, without the scales of the integers."""
+
+_ALIASES = {"fp32": "float32", "f32": "float32", "bf16": "bfloat16"}
+_ALIASES |= {"fp16": "float16", "f16": "float16", "half": "float16"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """Bytes that a model takes: for good, and at the widest point of its work."""
+
+    weights: int
+    cache: int
+    activations: int
+    loading: int
+
+    @property
+    def total(self) -> int:
+        """The peak: loading is over before anything is computed."""
+        return self.weights + max(self.cache + self.activations, self.loading)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Where the model would run: bytes of memory there, and those that are free."""
+
+    device: str
+    name: str
+    total: int
+    free: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Another way to run: what to type, what it takes, whether it fits and is here."""
+
+    what: str
+    need: Need
+    fits: bool
+    ready: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What was asked for, what it takes, what there is, and what else would go."""
+
+    name: str
+    config: LlamaConfig
+    dtype: str
+    context: int
+    batch: int
+    need: Need
+    machine: Machine
+    choices: tuple[Choice, ...]
+
+    @property
+    def fits(self) -> bool:
+        """True if the peak is within what is free."""
+        return self.need.total <= self.machine.free
+
+
+@dataclass(frozen=True)
+class _Element:
+    itemsize: int
+
+
+def dtype_name(name: str) -> str:
+    """The full name of a dtype: "bf16" is "bfloat16". ValueError lists them all."""
+    full = _ALIASES.get(name.lower(), name.lower())
+    if full not in DTYPES:
+        raise ValueError(f"no dtype is called {name!r}: choose {', '.join(DTYPES)}")
+    return full
+
+
+def weight_bytes(config: LlamaConfig, dtype: str) -> int:
+    """Bytes of all weights.
+
+    A floating-point model has its parameters times its itemsize. int8 has one byte for
+    each weight of a Linear and a bfloat16 scale for each of its rows; int4 has half a
+    byte, and a bfloat16 scale and zero for each 32 weights, 0.625 bytes in all. Token
+    embeddings and norms stay in bfloat16 (an output that is tied to them has no
+    weights of its own).
+    """
+    dtype = dtype_name(dtype)
+    if not dtype.startswith("int"):
+        return config.n_params() * int(DTYPES[dtype])
+    c = config
+    q, kv = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
+    # rows (outputs) and columns (inputs) of the Linears of one layer
+    shapes = [(q, c.dim), (kv, c.dim), (kv, c.dim), (c.dim, q)]
+    shapes += [(c.ffn_dim, c.dim), (c.ffn_dim, c.dim), (c.dim, c.ffn_dim)]
+    shapes *= c.n_layers
+    if not c.tied_embeddings:
+        shapes.append((c.vocab_size, c.dim))
+    linear = sum(rows * columns for rows, columns in shapes)
+    rest = 2 * (config.n_params() - linear)
+    if dtype == "int8":
+        return rest + linear + 2 * sum(rows for rows, _ in shapes)
+    return rest + linear * 5 // 8
+
+
+def activation_bytes(
+    config: LlamaConfig, *, dtype: str, context: int, batch: int = 1, chunk: int = CHUNK
+) -> int:
+    """Bytes alive at the widest point of reading a prompt, beside weights and cache.
+
+    With T = min(chunk, context) new tokens in each of B rows, S = context keys, and b
+    bytes an element: the residual stream (B T D b) and the mask (T S) are always there,
+    and of the three below, one at a time:
+
+        feed-forward   B T (2 D + 3 F) b           gate, up and their product
+        attention      B T (D + 2 H Dh + 2 K Dh) b + 3 B T H Dh 4
+                                                    q, k, v, and RoPE in float32
+        logits         B T V b                      of every token of the chunk
+
+    Scores (B H T S) are counted nowhere: the attention kernels work in tiles.
+    """
+    c, rows = config, batch * min(chunk, context)
+    b = 4 if dtype_name(dtype) == "float32" else 2
+    q, kv = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
+    feed_forward = rows * (2 * c.dim + 3 * c.ffn_dim) * b
+    attention = rows * (c.dim + 2 * q + 2 * kv) * b + 3 * rows * q * 4
+    logits = rows * c.vocab_size * b
+    mask = min(chunk, context) * context
+    return rows * c.dim * b + mask + max(feed_forward, attention, logits)
+
+
+def need(
+    config: LlamaConfig, *, dtype: str = "bfloat16", context: int, batch: int = 1
+) -> Need:
+    """What a model takes in `dtype` with `batch` rows of `context` tokens."""
+    if batch < 1 or context < 1:
+        raise ValueError(f"batch {batch} and context {context} must be at least 1")
+    if context > config.max_seq_len:
+        raise ValueError(
+            f"a context of {context} is more than this model's {config.max_seq_len}: "
+            "ask for fewer tokens"
+        )
+    element = _Element(4 if dtype_name(dtype) == "float32" else 2)
+    largest = max(config.vocab_size, config.ffn_dim) * config.dim
+    return Need(
+        weights=weight_bytes(config, dtype),
+        cache=config.kv_cache_bytes(tokens=context, dtype=element, batch=batch),
+        activations=activation_bytes(config, dtype=dtype, context=context, batch=batch),
+        loading=largest * element.itemsize,
+    )
+
+
+def config_of(name_or_path: str | Path) -> LlamaConfig:
+    """The architecture of a preset, of a named model (here or not), or of a path."""
+    name = str(name_or_path)
+    entry = hub.MODELS.get(name)
+    if not Path(name).expanduser().exists():
+        if name in PRESETS:
+            return PRESETS[name]
+        if entry and entry.preset and hub.find(name) is None:
+            return PRESETS[entry.preset]
+        if entry is None:
+            near = difflib.get_close_matches(
+                name, {**PRESETS, **hub.MODELS}, cutoff=0.5
+            )
+            hint = f": did you mean {' or '.join(near)}?" if near else ""
+            raise ValueError(f"{name} is no model, no folder and no file{hint}")
+    from minillama.weights import read_config
+
+    path = hub.resolve(name)
+    if path.name == "tokenizer.model":
+        raise ValueError(f"{name} is a tokenizer: it has no config and no weights")
+    return read_config(path)
+
+
+def this_machine(device: str | None = None) -> Machine:
+    """The memory of `device`, or of the best device that is here."""
+    import torch
+
+    from minillama.api import best_device
+
+    device = device or best_device()
+    if device.startswith("cuda"):
+        if not torch.cuda.is_available():
+            raise ValueError("there is no CUDA device here: use --device cpu")
+        free, total = torch.cuda.mem_get_info(torch.device(device))
+        name = torch.cuda.get_device_name(torch.device(device))
+        return Machine(device=device, name=name, total=total, free=free)
+    if device not in ("cpu", "mps"):
+        raise ValueError(f"no device is called {device!r}: choose cpu, cuda or mps")
+    total, free = memory()
+    return Machine(device=device, name="main memory", total=total, free=free)
+
+
+def memory() -> tuple[int, int]:
+    """Bytes of main memory, all and free, within the limit of a container."""
+    import psutil
+
+    now = psutil.virtual_memory()
+    limit, used = _container()
+    if limit is None or limit >= now.total:
+        return now.total, now.available
+    return limit, max(0, min(now.available, limit - used))
+
+
+def _container(folder: Path = Path("/sys/fs/cgroup")) -> tuple[int | None, int]:
+    """The memory limit of this container (Linux, cgroup 2), and what it holds now."""
+    try:
+        limit = int((folder / "memory.max").read_text())
+        held = int((folder / "memory.current").read_text())
+        pairs = (x.split() for x in (folder / "memory.stat").read_text().splitlines())
+        facts = {key: int(value) for key, value in pairs}
+    except (OSError, ValueError):  # no cgroup 2, or "max": no limit
+        return None, 0
+    # Pages of files are given back when memory is wanted.
+    return limit, held - facts.get("inactive_file", 0) - facts.get("active_file", 0)
+
+
+def make_plan(
+    name: str,
+    *,
+    dtype: str = "bfloat16",
+    context: int | None = None,
+    batch: int = 1,
+    device: str | None = None,
+) -> Plan:
+    """Plan a run of a named model; `context` is by default all of it, up to 8,192."""
+    config, dtype = config_of(name), dtype_name(dtype)
+    context = min(8192, config.max_seq_len) if context is None else context
+    asked = need(config, dtype=dtype, context=context, batch=batch)
+    machine = this_machine(device)
+    return Plan(
+        name=name,
+        config=config,
+        dtype=dtype,
+        context=context,
+        batch=batch,
+        need=asked,
+        machine=machine,
+        choices=tuple(_choices(name, config, dtype, context, batch, machine)),
+    )
+
+
+def _choices(
+    name: str, config: LlamaConfig, dtype: str, context: int, batch: int, at: Machine
+) -> list[Choice]:
+    """Other dtypes, then the longest shorter context that fits, then smaller models."""
+    quantize = importlib.util.find_spec("minillama.quantize") is not None
+
+    def choice(what: str, which: LlamaConfig, dtype: str, context: int) -> Choice:
+        taken = need(which, dtype=dtype, context=context, batch=batch)
+        return Choice(
+            what=what,
+            need=taken,
+            fits=taken.total <= at.free,
+            ready=quantize or not dtype.startswith("int"),
+        )
+
+    found = [
+        choice(f"--dtype {d}", config, d, context)
+        for d in ("float32", "bfloat16", "int8", "int4")
+        if d != dtype
+    ]
+    shorter = context // 2
+    while shorter > 256 and not choice("", config, dtype, shorter).fits:
+        shorter //= 2
+    if shorter:
+        found.append(choice(f"--context {shorter}", config, dtype, shorter))
+    smaller = {
+        other: preset
+        for other, preset in PRESETS.items()
+        if preset.n_params() < config.n_params() and other != name
+    }
+    for other, preset in sorted(
+        smaller.items(), key=lambda item: item[1].n_params(), reverse=True
+    ):
+        tokens = min(context, preset.max_seq_len)
+        found.append(choice(other, preset, dtype, tokens))
+    return found
