@@ -43,11 +43,6 @@ class Reader(Protocol):
     config: LlamaConfig
     entries: dict[str, Entry]
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """What the model should be by default."""
-        ...
-
     def get(self, name: str) -> Tensor:
         """The tensor of that name, in the file's own order of rows."""
         ...
@@ -94,10 +89,6 @@ class HfReader:
             for name, entry in _safetensors_entries(shard, names).items():
                 self.files[name], self.entries[name] = shard, entry
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.entries["model.embed_tokens.weight"].dtype
-
     def get(self, name: str) -> Tensor:
         # Opened anew each time: the mapping then lives and dies with this one tensor.
         with safe_open(self.files[name], framework="pt") as file:
@@ -112,26 +103,18 @@ class MetaReader:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.shards = _meta_shards(path)
-        opened = [_load_pth(shard) for shard in self.shards]
-        self.entries: dict[str, Entry] = {}
-        for name, first in opened[0].items():
-            shape = list(first.shape)
-            axis = _split_axis(name)
-            if axis is not None and len(opened) > 1:
-                shape[axis] = sum(shard[name].shape[axis] for shard in opened)
-            self.entries[name] = Entry(tuple(shape), first.dtype)
         params = path / "params.json"
         config = _checked(params, lambda: LlamaConfig.from_meta(_read_json(params)))
-        # params.json does not say whether the embeddings are tied: the tensors do.
+        opened = [_load_pth(shard) for shard in self.shards]
+        self.entries = _join_shards(self.shards, opened)
+        embeddings = opened[0].get("tok_embeddings.weight")
         output = opened[0].get("output.weight")
+        _refuse_llama_2(path, config, embeddings, len(opened))
+        # params.json does not say whether the embeddings are tied: the tensors do.
         tied = output is None or (
-            output.data_ptr() == opened[0]["tok_embeddings.weight"].data_ptr()
+            embeddings is not None and output.data_ptr() == embeddings.data_ptr()
         )
         self.config = replace(config, tied_embeddings=tied)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.entries["tok_embeddings.weight"].dtype
 
     def get(self, name: str) -> Tensor:
         # Opened anew each time, so that pages of the file go with the tensor.
@@ -152,6 +135,7 @@ class GgufReader:
         _refuse_stray(path)
         header = read_gguf_header(path)
         self.tensors = header.tensors
+        _refuse_packings(path, {t.type for t in self.tensors.values()})
         self.entries = {
             name: Entry(tensor.shape, _GGUF_FLOATS.get(tensor.type, torch.float32))
             for name, tensor in header.tensors.items()
@@ -161,13 +145,11 @@ class GgufReader:
             path, lambda: LlamaConfig.from_gguf(header.metadata, tied=tied)
         )
         if "rope_freqs.weight" in self.tensors:
-            scaling = find_scaling(self.get("rope_freqs.weight"), config)
-            config = replace(config, rope_scaling=scaling)
+            # Its size is known before it is read, so a wrong one is not read at all.
+            wrong = self.entries["rope_freqs.weight"].shape != (config.head_dim // 2,)
+            factors = torch.zeros(1) if wrong else self.get("rope_freqs.weight")
+            config = replace(config, rope_scaling=find_scaling(factors, config))
         self.config = config
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.entries["token_embd.weight"].dtype
 
     def blocks(self, name: str) -> np.ndarray:
         """The bytes of a tensor as they lie in the file, one row a row."""
@@ -305,11 +287,49 @@ def _safetensors_entries(path: Path, names: set[str]) -> dict[str, Entry]:
 
 
 def _meta_shards(path: Path) -> list[Path]:
-    shards = sorted(path.glob("consolidated.*.pth"))
-    wanted = [path / f"consolidated.{n:02}.pth" for n in range(max(1, len(shards)))]
-    if missing := [shard.name for shard in wanted if shard not in shards]:
+    shards = sorted(path.glob("consolidated.[0-9][0-9].pth"))
+    last = shards[-1].name.split(".")[1] if shards else "00"
+    names = [f"consolidated.{n:02}.pth" for n in range(int(last) + 1)]
+    if missing := [name for name in names if not (path / name).exists()]:
         raise FileNotFoundError(f"{path} lacks {', '.join(missing)}: get it too")
-    return shards
+    return [path / name for name in names]
+
+
+def _join_shards(
+    paths: list[Path], opened: list[dict[str, Tensor]]
+) -> dict[str, Entry]:
+    """What each tensor is once its model-parallel pieces are put together."""
+    for path, tensors in zip(paths, opened, strict=True):
+        if different := sorted(opened[0].keys() ^ tensors.keys()):
+            raise ValueError(
+                f"{path} and {paths[0].name} do not hold the same tensors, they differ "
+                f"in {', '.join(different[:3])}: get both again"
+            )
+    entries: dict[str, Entry] = {}
+    for name, first in opened[0].items():
+        pieces = [shard[name].to("meta") for shard in opened]
+        axis = _split_axis(name)
+        try:
+            whole = torch.cat(pieces, axis) if axis is not None else pieces[0]
+        except (RuntimeError, IndexError):
+            shapes = ", ".join(str(tuple(piece.shape)) for piece in pieces)
+            raise ValueError(
+                f"the pieces of {name} in {paths[0].parent} cannot be joined, they are "
+                f"{shapes}: get the folder again"
+            ) from None
+        entries[name] = Entry(tuple(whole.shape), first.dtype)
+    return entries
+
+
+def _refuse_llama_2(
+    path: Path, config: LlamaConfig, embeddings: Tensor | None, shards: int
+) -> None:
+    cut = (config.vocab_size, config.dim // shards)
+    if shards > 1 and embeddings is not None and embeddings.shape == cut:
+        raise ValueError(
+            f"{path} cuts tok_embeddings along dim, as Llama 2 does, and not along the "
+            "vocabulary, as Llama 3 does: use a Hugging Face folder of this model"
+        )
 
 
 def _split_axis(name: str) -> int | None:
@@ -351,6 +371,18 @@ def _load_pth(path: Path) -> dict[str, Tensor]:
     ):
         raise ValueError(f"{path} holds something other than named tensors")
     return tensors
+
+
+def _refuse_packings(path: Path, packings: set[Packing]) -> None:
+    for packing in packings - _GGUF_FLOATS.keys():
+        try:
+            block = np.zeros((1, gguf.GGML_QUANT_SIZES[packing][1]), np.uint8)
+            gguf.dequantize(block, packing)
+        except NotImplementedError:
+            raise ValueError(
+                f"{path} has tensors packed as {packing.name}, which the gguf package "
+                "cannot unpack: use a file of F16, Q8_0, Q4_0, Q4_1 or K-quants"
+            ) from None
 
 
 def _refuse_stray(path: Path) -> None:

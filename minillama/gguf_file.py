@@ -133,7 +133,7 @@ class _Parser:
         except ValueError:
             raise self.error(f"packs {name} in a way ({kind}) not known here") from None
         block, block_bytes = gguf.GGML_QUANT_SIZES[packing]
-        if not shape or shape[-1] % block:
+        if not shape or 0 in shape or shape[-1] % block:
             raise self.error(f"has rows of {shape} in {name}, in blocks of {block}")
         nbytes = math.prod(shape) // block * block_bytes
         if start + offset + nbytes > len(self.data):

@@ -55,7 +55,7 @@ def load_model(
         with _EmptyOnMeta():
             model = Llama(reader.config, parts)
         _refuse_misfits(model, reader)
-    dtype = dtype or reader.dtype
+    dtype = dtype or _own_dtype(reader)
     for native, owners in _owners(model).items():
         # Moved first: rows are put in order, and numbers converted, where they stay.
         weight = _pull(reader, native, device or "cpu")
@@ -76,7 +76,7 @@ def load_weights(model: Llama, path: str | Path) -> None:
         old = getattr(*owners[0])
         weight = _pull(reader, native, "cpu" if old.is_meta else old.device)
         if old.is_meta:
-            _assign(owners, weight.to(reader.dtype))
+            _assign(owners, weight.to(_own_dtype(reader)))
         else:
             with torch.no_grad():
                 old.copy_(weight)
@@ -230,6 +230,10 @@ def _pull(reader: Reader, native: str, device: torch.device | str) -> Tensor:
     name = name_table(config, reader.dialect)[native]
     weight = reader.get(name).to(device)
     return from_dialect(weight, native, reader.dialect, config.head_dim)
+
+
+def _own_dtype(reader: Reader) -> torch.dtype:
+    return reader.entries[_EMBEDDINGS[reader.dialect][0]].dtype
 
 
 def _assign(owners: list[tuple[nn.Module, str]], weight: Tensor) -> None:
