@@ -4,7 +4,9 @@ The names below are the public face. They are imported when first used, so that
 `import minillama` and the command's `--help` do not wait for torch.
 """
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -61,9 +63,23 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'minillama' has no attribute {name!r}")
     module = import_module(f"minillama.{_HOME[name]}")
     value = getattr(module, name)
-    # Importing the submodule `generate` binds the module under the function's name.
     globals()[name] = value
     return value
+
+
+class _Face(ModuleType):
+    """Keeps `minillama.generate` the function, though a submodule is called so too.
+
+    Whoever imports `minillama.generate`, the import system then binds the submodule in
+    the package, under a name that the public face has given to something else.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Face
 
 
 def __dir__() -> list[str]:

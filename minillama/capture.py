@@ -7,7 +7,7 @@ Everything is put back at the end, whatever happens in between.
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -102,8 +102,7 @@ def capture(model: Llama, *names: str) -> Iterator[Seen]:
         undo.callback(model.register_forward_pre_hook(begin).remove)
         if "residual" in names:
             read(model.tok_embeddings, "residual")
-        layers: Iterable[Any] = model.layers
-        for number, layer in enumerate(layers):
+        for number, layer in enumerate(cast("Iterable[Any]", model.layers)):
             if "attention" in names:
                 _watch_attend(layer.attention, number, seen, undo)
             if "residual" in names:
