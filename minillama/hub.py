@@ -87,13 +87,13 @@ def _llamas() -> Iterator[tuple[str, Entry]]:
 
 MODELS: dict[str, Entry] = {
     "tiny": Entry(
-        about="the course's own small model of tales, bundled",
+        about="tells tales: the course's own model",
         licence="Apache-2.0",
         size=5_000_000,
         bundled="tiny",
     ),
     "smollm2-135m": Entry(
-        about="SmolLM2 135M Instruct, 4 bits a weight: answers on any laptop",
+        about="SmolLM2 135M Instruct in 4 bits",
         licence="Apache-2.0",
         size=98_362_432,
         file="SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -110,7 +110,7 @@ MODELS: dict[str, Entry] = {
         ),
     ),
     "llama3-tokenizer": Entry(
-        about="the real tokenizer of Llama 3: 128,000 tokens, no weights",
+        about="the tokenizer of Llama 3, no weights",
         licence="Llama 3 Community License, https://www.llama.com/llama3/license",
         size=2_183_982,
         file="tokenizer.model",

@@ -75,9 +75,7 @@ def show_list() -> None:
     """Show every name that can be pulled, and which are here."""
     from minillama import hub
 
-    table = screen.table(
-        "name", "here", "size", "what it is", "licence", right=("size",)
-    )
+    table = screen.table("name", "here", "size", "what it is", right=("size",))
     for name, entry in hub.MODELS.items():
         wrong = hub.damage(name)
         if entry.bundled and wrong:
@@ -101,6 +99,7 @@ def info(
     """
     from dataclasses import asdict
 
+    from minillama import hub
     from minillama.plan import config_of, weight_bytes
 
     config = config_of(name)
@@ -115,8 +114,11 @@ def info(
         screen.say(f"{weight_bytes(config, dtype):,} bytes of weights in {dtype}")
     a_token = config.kv_cache_bytes(tokens=1, dtype=_TwoBytes())
     screen.say(f"{a_token:,} bytes of KV cache a token in bfloat16")
+    if entry := hub.MODELS.get(name):
+        screen.say(f"licence: {entry.licence}")
     if names:
         screen.show(_name_table(config))
+        screen.say("All end in .weight, and N is the number of the layer, from 0.")
 
 
 class _TwoBytes:
@@ -124,23 +126,29 @@ class _TwoBytes:
 
 
 def _name_table(config: "LlamaConfig") -> object:
-    """Twelve rows: what holds for layer 0 holds for every layer N."""
-    import torch
-
-    from minillama.model import Llama
+    """Each kind of weight once, and its layer's beginning once for all."""
     from minillama.weights import name_table
 
-    with torch.device("meta"):
-        model = Llama(config)
-    shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
-    dialects = {d: name_table(config, d) for d in ("meta", "hf", "gguf")}
-    table = screen.table("minillama", "shape", "Meta .pth", "Hugging Face", "GGUF")
-    for native, meta in dialects["meta"].items():
-        if native.startswith("layers.") and not native.startswith("layers.0."):
-            continue
-        row = (native, meta, dialects["hf"][native], dialects["gguf"][native])
-        first, *others = (name.replace(".0.", ".N.") for name in row)
-        table.add_row(first, " x ".join(map(str, shapes[native])), *others)
+    dialects = ("meta", "hf", "gguf")
+    tables = [name_table(config, dialect) for dialect in dialects]
+    whole: list[list[str]] = []
+    layer: list[list[str]] = []
+    for native in tables[0]:
+        names = [native, *(table[native] for table in tables)]
+        names = [name.removesuffix(".weight") for name in names]
+        if native.startswith("layers.0."):
+            layer.append([name.split(".0.")[1] for name in names])
+        elif not native.startswith("layers."):
+            whole.append(names)
+    begins = ("layers.N.", "layers.N.", "model.layers.N.", "blk.N.")
+    table = screen.table("minillama", "Meta .pth", "Hugging Face", "GGUF")
+    for names in (
+        *whole,
+        ["", ""],
+        begins,
+        *(["  " + n for n in row] for row in layer),
+    ):
+        table.add_row(*names)
     return table
 
 

@@ -86,9 +86,7 @@ def train(
         with _watched() as watch:
             finished = train_on_text(corpus, out, watch, _DEFAULTS | changes)
     if finished:
-        screen.say(
-            f'Saved. Try it: minillama generate {out} "It was" --temperature 0.8'
-        )
+        screen.say(f'Saved. Try: minillama generate {out} "It was" --temperature 0.8')
     else:
         screen.say(f"Saved as it is in {out}; the same command goes on from there.")
 
@@ -96,7 +94,7 @@ def train(
 def train_on_text(
     corpus: Path, out: Path, on_step: "OnStep", settings: dict[str, Any]
 ) -> bool:
-    """Train on a file of texts, and save; False if it was ended before its last step."""
+    """Train on a file of texts, and save; False if it was ended early."""
     texts = read_texts(corpus)
     get = settings.__getitem__
     dim, heads, steps = get("model.dim"), get("model.n_heads"), get("training.steps")
