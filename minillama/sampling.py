@@ -50,11 +50,12 @@ def keep_top_p(logits: Float[Tensor, "B V"], p: float) -> Float[Tensor, "B V"]:
     equals it: equals are treated alike. Source: Holtzman et al., arXiv 1904.09751.
     """
     probs = logits.softmax(-1)
-    # Tokens below (1 - p) / V have less than 1 - p together: they need no sorting.
-    contenders = int((probs >= (1 - p) / probs.shape[-1]).sum(-1).amax())
+    # All tokens below (1 - p) / 2V together have less than 1 - p: they need no sorting.
+    contenders = int((probs > (1 - p) / (2 * probs.shape[-1])).sum(-1).amax())
     ranked = probs.topk(contenders).values
     likelier = ranked.cumsum(-1) - ranked  # the probability of all that rank before
     last = ranked.masked_fill(likelier >= p, math.inf).amin(-1, keepdim=True)  # B 1
+    last = last.minimum(ranked[..., :1])  # though p be too small for float32
     return logits.masked_fill(probs < last, -math.inf)
 
 
