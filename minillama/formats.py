@@ -105,7 +105,8 @@ class MetaReader:
         self.shards = _meta_shards(path)
         params = path / "params.json"
         config = _checked(params, lambda: LlamaConfig.from_meta(_read_json(params)))
-        opened = [_load_pth(shard) for shard in self.shards]
+        self.opened = opened = [_load_pth(shard) for shard in self.shards]
+        self.given = 0  # bytes since the shards were opened
         self.entries = _join_shards(self.shards, opened)
         embeddings = opened[0].get("tok_embeddings.weight")
         output = opened[0].get("output.weight")
@@ -117,8 +118,11 @@ class MetaReader:
         self.config = replace(config, tied_embeddings=tied)
 
     def get(self, name: str) -> Tensor:
-        # Opened anew each time, so that pages of the file go with the tensor.
-        pieces = [_load_pth(shard)[name] for shard in self.shards]
+        # Opened anew now and then, so that the pages of what was copied are dropped.
+        if self.given > _MAPPED_AT_ONCE:
+            self.opened, self.given = [_load_pth(shard) for shard in self.shards], 0
+        pieces = [shard[name] for shard in self.opened]
+        self.given += sum(piece.nbytes for piece in pieces)
         axis = _split_axis(name)
         return (
             pieces[0] if axis is None or len(pieces) == 1 else torch.cat(pieces, axis)
@@ -407,7 +411,8 @@ def _first_line(error: Exception) -> str:
 
 
 LARGEST_MODEL, MOST_LAYERS = 10**13, 10**4
-_UNPACKED_AT_ONCE = 1 << 24
+_UNPACKED_AT_ONCE = 1 << 24  # numbers of a GGUF tensor
+_MAPPED_AT_ONCE = 1 << 29  # bytes of Meta's files
 
 _GGUF_FLOATS = {
     Packing.F32: torch.float32,
