@@ -65,7 +65,9 @@ def difference(
     if type(want) is float and type(got) is int:
         got = float(got)
     if type(got) is not type(want):
-        return Difference("type", (f"it gives {kind(got)}, it should be {kind(want)}",))
+        return Difference(
+            "type", (f"it gives {kind(got)}, it should be {kind(want)}.",)
+        )
     if type(want) is Tensor:
         return _tensors(want, got, rtol, atol)
     if type(want) is float:
@@ -94,7 +96,7 @@ def _raised(want: Any, got: Any) -> Difference | None:
         lines = (f"{got.kind}: {got.text}" if got.kind else got.text, got.where)
         return Difference(got.status, tuple(filter(None, lines)))
     return Difference(
-        "no exception", (f"it gives {show(got)}, it should raise {want.kind}",)
+        "no exception", (f"it gives {show(got)}, it should raise {want.kind}.",)
     )
 
 
@@ -106,7 +108,7 @@ def _tensors(want: Tensor, got: Tensor, rtol: float, atol: float) -> Difference 
         ("type", lambda t: str(t.layout)),
     ):
         if of(got) != of(want):
-            line = f"it gives {status} {of(got)}, it should be {of(want)}"
+            line = f"it gives {status} {of(got)}, it should be {of(want)}."
             return Difference(status, (line,))
     if want.dtype.is_floating_point and want.dtype.itemsize < 4 and rtol:
         # bfloat16 keeps two to three digits: to round once more is no mistake.
@@ -120,7 +122,7 @@ def _tensors(want: Tensor, got: Tensor, rtol: float, atol: float) -> Difference 
         apart = got != want
     if not apart.any():
         if want.requires_grad and not got.requires_grad:
-            line = "the numbers are right, but no gradient flows back through them"
+            line = "the numbers are right, but no gradient flows back through them."
             return Difference("gradient", (line,))
         return None
     places = torch.nonzero(apart)
@@ -128,7 +130,7 @@ def _tensors(want: Tensor, got: Tensor, rtol: float, atol: float) -> Difference 
     if len(lost):
         at = tuple(lost[0].tolist())
         line = f"it gives {_number(got[at].item())} at {list(at)}"
-        wanted = f"it should be {_number(want[at].item())}"
+        wanted = f"it should be {_number(want[at].item())}."
         return Difference("nan", (f"{line}, {wanted}",))
     if want.numel() <= 2 * _ROW:
         return _wrong("", show(got), show(want))
@@ -144,7 +146,7 @@ def _numbers(want: float, got: float, rtol: float, atol: float) -> Difference | 
     if math.isnan(want) and math.isnan(got):
         return None
     if math.isfinite(want) and not math.isfinite(got):
-        return Difference("nan", (f"it gives {got}, it should be {_number(want)}",))
+        return Difference("nan", (f"it gives {got}, it should be {_number(want)}.",))
     if want == got or abs(want - got) <= atol + rtol * abs(want):
         return None
     return _wrong("", _number(got), _number(want))
