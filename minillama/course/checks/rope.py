@@ -166,6 +166,80 @@ check_rope_frequencies = Check(
 )
 
 
+def key_at(q: Tensor, distance: int, frequencies: Tensor) -> Tensor:
+    """The key that answers the query `q` best from `distance` tokens before it."""
+    angles = (distance * frequencies)[None]
+    return apply_rope(q[None], angles.cos(), angles.sin())[0]
+
+
+def _as_numbers(q: Tensor, distance: int, frequencies: Tensor) -> Tensor:
+    pairs = torch.view_as_complex(q.unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * torch.exp(1j * distance * frequencies)).flatten()
+
+
+def _step_by_step(q: Tensor, distance: int, frequencies: Tensor) -> Tensor:
+    key = q.clone()
+    for _ in range(distance):
+        even, odd = key[0::2].clone(), key[1::2].clone()
+        key[0::2] = even * frequencies.cos() - odd * frequencies.sin()
+        key[1::2] = even * frequencies.sin() + odd * frequencies.cos()
+    return key
+
+
+def _aim_first_pair(q: Tensor, distance: int, frequencies: Tensor) -> Tensor:
+    only = torch.cat((frequencies[:1], torch.zeros_like(frequencies[1:])))
+    return key_at(q, distance, only)
+
+
+def _aim_halves(q: Tensor, distance: int, frequencies: Tensor) -> Tensor:
+    angles = distance * frequencies
+    return _halves(q, angles.cos(), angles.sin())
+
+
+def _aims(rng: torch.Generator) -> Iterable[Case]:
+    yield torch.tensor([2.0, 1.0]), 1, torch.tensor([math.pi / 2])
+    yield torch.tensor([2.0, 1.0, 1.0, 3.0]), 3, torch.tensor([1.0, 0.1])
+    for size in (8, 16):
+        distance = int(torch.randint(2, 60, (1,), generator=rng))
+        q = torch.randn(size, generator=rng)
+        yield q, distance, rope_frequencies(size, 100.0)
+
+
+check_key_at = Check(
+    name="3.3",
+    title="key_at",
+    reference=key_at,
+    inputs=_aims,
+    rtol=1e-4,
+    atol=1e-4,
+    solutions=(_as_numbers, _step_by_step),
+    mistakes={
+        "The key is turned back, so it answers best from `distance` tokens after the "
+        "query. In Llama a query meets keys before it: turn the key forward, by "
+        "+distance.": lambda q, d, f: key_at(q, -d, f),
+        "The key is the query itself: it answers best at distance 0. In Llama the key "
+        "loses the angle of `distance` tokens, so give it that angle beforehand.": (
+            lambda q, d, f: q.clone()
+        ),
+        "The key is turned by one token, whatever the distance. In Llama each clock "
+        "turns by frequency times distance.": lambda q, d, f: key_at(q, 1, f),
+        "The key is turned by twice the distance. In Llama query and key differ by the "
+        "distance once.": lambda q, d, f: key_at(q, 2 * d, f),
+        "The key is turned by distance + 1. In Llama the word just before the query is "
+        "at distance 1.": lambda q, d, f: key_at(q, d + 1, f),
+        "Only the first pair is turned. In Llama every pair has a clock of its own.": (
+            _aim_first_pair
+        ),
+        "All pairs are turned by the first clock. In Llama every pair has a frequency "
+        "of its own.": lambda q, d, f: key_at(q, d, f[:1].expand_as(f)),
+        "The key points away from the query: its score is the lowest one there. Leave "
+        "out the minus.": lambda q, d, f: -key_at(q, d, f),
+        "Number i is paired with number i + Dh/2. Meta's Llama pairs neighbours: "
+        "0 with 1, 2 with 3.": _aim_halves,
+    },
+)
+
+
 def _scaling(
     frequencies: Tensor, s: RopeScaling, kept: Tensor, cut: float = 1.0
 ) -> Tensor:
@@ -246,7 +320,7 @@ def _scalings(rng: torch.Generator) -> Iterable[Case]:
 
 
 check_scale_frequencies = Check(
-    name="3.3",
+    name="3.4",
     title="scale_frequencies",
     reference=scale_frequencies,
     inputs=_scalings,
@@ -269,5 +343,80 @@ check_scale_frequencies = Check(
         "length * f / (2 pi) times, and that is what Llama 3.1 compares.": _no_two_pi,
         "The slow clocks are multiplied by factor. Llama 3.1 divides: they shall turn "
         "more slowly, to last for a longer text.": _multiplied,
+    },
+)
+
+
+def to_halves(weight: Tensor, n_heads: int) -> Tensor:
+    """Rows of a query or key matrix, in each head from neighbours to halves."""
+    return weight.unflatten(0, (n_heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+
+
+def _to_neighbours(weight: Tensor, n_heads: int) -> Tensor:
+    return weight.unflatten(0, (n_heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+
+
+def _head_by_head(weight: Tensor, n_heads: int) -> Tensor:
+    heads = weight.chunk(n_heads)
+    return torch.cat([rows[start::2] for rows in heads for start in (0, 1)])
+
+
+def _by_number(weight: Tensor, n_heads: int) -> Tensor:
+    size = len(weight) // n_heads
+    inside = [*range(0, size, 2), *range(1, size, 2)]
+    return weight[[head * size + i for head in range(n_heads) for i in inside]]
+
+
+def _odd_first(weight: Tensor, n_heads: int) -> Tensor:
+    heads = weight.unflatten(0, (n_heads, -1, 2)).flip(2)
+    return heads.transpose(1, 2).flatten(0, 2)
+
+
+def _columns(weight: Tensor, n_heads: int) -> Tensor:
+    return torch.cat((weight[:, 0::2], weight[:, 1::2]), 1)
+
+
+def _heads_inside(weight: Tensor, n_heads: int) -> Tensor:
+    return weight.unflatten(0, (-1, 2, n_heads)).permute(2, 1, 0, 3).flatten(0, 2)
+
+
+def _rows(rng: torch.Generator) -> Iterable[Case]:
+    yield torch.arange(8.0)[:, None].expand(8, 2).clone(), 1
+    yield torch.arange(16.0)[:, None].expand(16, 2).clone(), 2
+    for heads, size, dim in ((3, 8, 5), (2, 12, 7), (4, 10, 40)):
+        yield torch.randn(heads * size, dim, generator=rng), heads
+    heads = int(torch.randint(2, 6, (1,), generator=rng))
+    yield torch.randn(heads * 6, 8, generator=rng), heads
+
+
+check_to_halves = Check(
+    name="3.5",
+    title="to_halves",
+    reference=to_halves,
+    inputs=_rows,
+    solutions=(_head_by_head, _by_number),
+    mistakes={
+        "This is the way back: it makes neighbours out of halves. Llama's files hold "
+        "neighbours; Hugging Face wants rows 0, 2, 4, ... of a head, then 1, 3, 5, "
+        "...": _to_neighbours,
+        "All rows are sorted at once, so the heads are mixed. Llama's rows are n_heads "
+        "blocks of head_dim rows: sort within each.": lambda w, n: to_halves(w, 1),
+        "The rows are where they were: `unflatten` and `flatten` alone move nothing. "
+        "Between them the axis of the pair and the axis within it change places.": (
+            lambda w, n: w.clone()
+        ),
+        "The second of each pair comes first. Rotation turns the first towards the "
+        "second: rows 0, 2, 4, ... of a head first, then 1, 3, 5, ...": _odd_first,
+        "The columns are sorted, and they belong to the vector that comes in. Llama's "
+        "head dimensions are the rows of the matrix.": _columns,
+        "Only the first head is sorted. Llama rotates every head.": lambda w, n: (
+            torch.cat((to_halves(w[: len(w) // n], 1), w[len(w) // n :]))
+        ),
+        "The rows of all heads are taken as if the heads alternated. In Llama's files "
+        "each head's rows lie together.": _heads_inside,
+        "The matrix is reordered but has kept its extra axes. The Linear wants "
+        "(n_heads * head_dim, dim): flatten it again.": lambda w, n: w.unflatten(
+            0, (n, -1, 2)
+        ).transpose(1, 2),
     },
 )
