@@ -127,24 +127,25 @@ def activation_bytes(
     """Bytes alive at the widest point of reading a prompt, beside weights and cache.
 
     With T = min(chunk, context) new tokens in each of B rows, S = context keys, and b
-    bytes an element: the residual stream (B T D b) and the mask (T S) are always there,
-    and of the three below, one at a time:
+    bytes an element, there are always the residual stream and its normalised copy
+    (2 B T D b), the mask (B T S) and the tables of RoPE (4 T Dh); and of these three,
+    one at a time:
 
-        feed-forward   B T (2 D + 3 F) b           gate, up and their product
-        attention      B T (D + 2 H Dh + 2 K Dh) b + 3 B T H Dh 4
-                                                    q, k, v, and RoPE in float32
-        logits         B T V b                      of every token of the chunk
+        attention      B T ((H + 2 K) Dh b + 8 H Dh)   q, k, v; RoPE is in float32
+        feed-forward   B T (D + 3 F) b       gate, up, their product; the block's input
+        logits         B T V b               of every token of the chunk
 
     Scores (B H T S) are counted nowhere: the attention kernels work in tiles.
     """
-    c, rows = config, batch * min(chunk, context)
+    c, new = config, min(chunk, context)
+    rows = batch * new
     b = 4 if dtype_name(dtype) == "float32" else 2
-    q, kv = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
-    feed_forward = rows * (2 * c.dim + 3 * c.ffn_dim) * b
-    attention = rows * (c.dim + 2 * q + 2 * kv) * b + 3 * rows * q * 4
+    heads = c.n_heads + 2 * c.n_kv_heads
+    attention = rows * c.head_dim * (heads * b + 8 * c.n_heads)
+    feed_forward = rows * (c.dim + 3 * c.ffn_dim) * b
     logits = rows * c.vocab_size * b
-    mask = min(chunk, context) * context
-    return rows * c.dim * b + mask + max(feed_forward, attention, logits)
+    always = rows * (2 * c.dim * b + context) + 4 * new * c.head_dim
+    return always + max(attention, feed_forward, logits)
 
 
 def need(

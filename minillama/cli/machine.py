@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from minillama.cli import screen
-from minillama.cli.models import Name
-from minillama.cli.talk import Device, Dtype, torch_dtype
+from minillama.cli.models import Device, Name
+from minillama.cli.talk import Dtype, torch_dtype
 
 
 def add_to(app: typer.Typer) -> None:

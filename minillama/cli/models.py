@@ -15,6 +15,10 @@ Name = Annotated[
         metavar="NAME", help="A name from `minillama list`, a folder or a .gguf file."
     ),
 ]
+Device = Annotated[
+    str | None,
+    typer.Option(help="cpu, cuda or mps. Without it, the GPU if there is one."),
+]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -35,7 +39,7 @@ _PLAN = "Example: minillama plan llama3-8b --dtype bf16 --context 8192"
 def pull(
     names: Annotated[
         list[str],
-        typer.Argument(metavar="NAME...", help="Names from `minillama list`."),
+        typer.Argument(metavar="NAME", help="Names from `minillama list`."),
     ],
     source: Annotated[
         str | None,
@@ -142,12 +146,7 @@ def _name_table(config: "LlamaConfig") -> object:
             whole.append(names)
     begins = ("layers.N.", "layers.N.", "model.layers.N.", "blk.N.")
     table = screen.table("minillama", "Meta .pth", "Hugging Face", "GGUF")
-    for names in (
-        *whole,
-        ["", ""],
-        begins,
-        *(["  " + n for n in row] for row in layer),
-    ):
+    for names in (*whole, ("", ""), begins, *layer):
         table.add_row(*names)
     return table
 
@@ -161,12 +160,14 @@ def plan(
     context: Annotated[
         int | None,
         typer.Option(
-            metavar="TOKENS", help="Prompt and answer together. [default: up to 8192]"
+            metavar="TOKENS",
+            help="Prompt and answer together. Without it, all there is up to 8192.",
         ),
     ] = None,
     batch: Annotated[int, typer.Option(help="Conversations at a time.")] = 1,
     device: Annotated[
-        str | None, typer.Option(help="cpu, cuda or mps. [default: the GPU if any]")
+        str | None,
+        typer.Option(help="cpu, cuda or mps. Without it, the GPU if there is one."),
     ] = None,
 ) -> None:
     """Say what a model takes, and what to choose instead."""

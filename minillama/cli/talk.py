@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from minillama.cli import screen
-from minillama.cli.models import Name
+from minillama.cli.models import Device, Name
 
 if TYPE_CHECKING:
     from minillama.model import Llama
@@ -47,10 +47,8 @@ System = Annotated[
     str | None, typer.Option(help="Tell the model who it is, before the conversation.")
 ]
 Dtype = Annotated[
-    str | None, typer.Option(help="float32, bf16 or float16. [default: the file's]")
-]
-Device = Annotated[
-    str | None, typer.Option(help="cpu, cuda or mps. [default: the GPU if any]")
+    str | None,
+    typer.Option(help="float32, bf16 or float16. Without it, as in the file."),
 ]
 
 
@@ -64,7 +62,7 @@ def generate(
         typer.Option(
             "--chat/--raw",
             help="Answer the prompt as a message, or continue it as it stands. "
-            "[default: answer, if the model was made for it]",
+            "Without it: answer, if the model was made for that.",
             show_default=False,
         ),
     ] = None,
