@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from minillama.course.values import Raised, Yielded, clean, snapshot
+from minillama.course.values import Raised, Yielded, clean, result
 
 _LONGEST = 10_000  # items that are drawn from a generator
 
@@ -112,7 +112,7 @@ def call(code: Callable[..., Any], args: tuple[Any, ...], *, quiet: bool = True)
             value = code(*args)
             if isinstance(value, Iterator):
                 value = Yielded(tuple(islice(value, _LONGEST)))
-        return snapshot(value)
+        return result(value)
     except (KeyboardInterrupt, TimeUp):
         raise
     except BaseException as error:

@@ -7,7 +7,7 @@ values. Types are compared exactly: a subclass could bring an `==` of its own.
 import copy
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,13 @@ class Yielded:
 
 
 @dataclass(frozen=True)
+class Other:
+    """What is no value, known by its kind alone: an array, a module, a subclass."""
+
+    kind: str
+
+
+@dataclass(frozen=True)
 class Difference:
     """Where a value first departs from the wanted one, in lines to print."""
 
@@ -43,17 +50,26 @@ class Difference:
     lines: tuple[str, ...]
 
 
-def snapshot(value: Any) -> Any:
-    """A copy that later calls cannot change; a Parameter becomes a plain tensor."""
-    if type(value) in (Tensor, nn.Parameter):
+def snapshot(value: Any, other: Callable[[Any], Any] = copy.deepcopy) -> Any:
+    """A copy that later calls cannot change; `other` copies what is no value."""
+    if type(value) in (Tensor, nn.Parameter) and _ordinary(value):
         return value.detach().clone().requires_grad_(value.requires_grad)
     if type(value) in (list, tuple, set):
-        return type(value)(snapshot(item) for item in value)
+        return type(value)(snapshot(item, other) for item in value)
     if type(value) is dict:
-        return {key: snapshot(item) for key, item in value.items()}
+        return {key: snapshot(item, other) for key, item in value.items()}
     if type(value) is Yielded:
-        return Yielded(snapshot(value.items))
-    return value if type(value) in (*_PLAIN, float, Raised) else copy.deepcopy(value)
+        return Yielded(snapshot(value.items, other))
+    return value if type(value) in (*_PLAIN, float) else other(value)
+
+
+def result(value: Any) -> Any:
+    """A copy of what some code gave, of which nothing but plain values is kept."""
+    return snapshot(value, lambda stranger: Other(kind(stranger)))
+
+
+def _ordinary(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.layout is torch.strided
 
 
 def difference(
@@ -64,7 +80,9 @@ def difference(
         return _raised(want, got)
     if type(want) is float and type(got) is int:
         got = float(got)
-    if type(got) is not type(want):
+    if type(got) is not type(want) or type(want) is Other:
+        if type(got) is Other and want == got:
+            return None
         return Difference(
             "type", (f"it gives {kind(got)}, it should be {kind(want)}.",)
         )
@@ -81,10 +99,8 @@ def difference(
     if type(want) in (str, bytes):
         return _texts(want, got)
     if type(want) is set or type(want) in _PLAIN:
-        return None if want == got else _wrong("", show(got), show(want))
-    raise TypeError(
-        f"a check cannot compare {kind(want)}: let adapt turn it into values"
-    )
+        return None if want == got else _wrong("", got, want)
+    raise TypeError(f"cannot compare {kind(want)}")
 
 
 def _raised(want: Any, got: Any) -> Difference | None:
@@ -104,8 +120,6 @@ def _tensors(want: Tensor, got: Tensor, rtol: float, atol: float) -> Difference 
     for status, of in (
         ("shape", lambda t: tuple(t.shape)),
         ("dtype", lambda t: _dtype(t)),
-        ("device", lambda t: str(t.device)),
-        ("type", lambda t: str(t.layout)),
     ):
         if of(got) != of(want):
             line = f"it gives {status} {of(got)}, it should be {of(want)}."
@@ -133,13 +147,13 @@ def _tensors(want: Tensor, got: Tensor, rtol: float, atol: float) -> Difference 
         wanted = f"it should be {_number(want[at].item())}."
         return Difference("nan", (f"{line}, {wanted}",))
     if want.numel() <= 2 * _ROW:
-        return _wrong("", show(got), show(want))
+        return _wrong("", got, want)
     *row, at = places[0].tolist()
     first = max(0, min(at - 2, want.shape[-1] - _ROW)) if at >= _ROW else 0
     cut = slice(first, first + _ROW)
     named = f"{first}:{first + _ROW}" if want.shape[-1] > _ROW else ":"
     where = f" at [{', '.join([*map(str, row), named])}]"
-    return _wrong(where, show(got[tuple(row)][cut]), show(want[tuple(row)][cut]))
+    return _wrong(where, got[tuple(row)][cut], want[tuple(row)][cut])
 
 
 def _numbers(want: float, got: float, rtol: float, atol: float) -> Difference | None:
@@ -149,7 +163,7 @@ def _numbers(want: float, got: float, rtol: float, atol: float) -> Difference | 
         return Difference("nan", (f"it gives {got}, it should be {_number(want)}.",))
     if want == got or abs(want - got) <= atol + rtol * abs(want):
         return None
-    return _wrong("", _number(got), _number(want))
+    return _wrong("", got, want)
 
 
 def _items(
@@ -165,15 +179,15 @@ def _items(
             return None
         i = min(len(want), len(got))
     if max(len(want), len(got)) <= 2 * _ROW:
-        return _wrong("", show(got), show(want))
+        return _wrong("", got, want)
     cut = slice(max(0, i - 2), max(0, i - 2) + _ROW)
     lengths = "" if len(want) == len(got) else f" ({len(got)} items, not {len(want)})"
-    return _wrong(f" from item {cut.start}{lengths}", show(got[cut]), show(want[cut]))
+    return _wrong(f" from item {cut.start}{lengths}", got[cut], want[cut])
 
 
 def _dicts(want: Any, got: Any, rtol: float, atol: float) -> Difference | None:
     if want.keys() != got.keys():
-        return _wrong("", f"keys {show(list(got))}", f"keys {show(list(want))}")
+        return _wrong(" keys", list(got), list(want))
     for key in want:
         if found := difference(want[key], got[key], rtol, atol):
             return Difference(found.status, (f"under {show(key)}:", *found.lines))
@@ -187,15 +201,18 @@ def _texts(want: Any, got: Any) -> Difference | None:
     at = next((i for i, (w, g) in enumerate(pairs) if w != g), min(len(want), len(got)))
     start = max(0, at - 20)
     where = f" from character {start}" if start else ""
-    return _wrong(where, show(got[start:]), show(want[start:]))
+    return _wrong(where, got[start:], want[start:])
 
 
-def _wrong(where: str, got: str, want: str) -> Difference:
+def _wrong(where: str, got: Any, want: Any) -> Difference:
+    texts = show(got), show(want)
+    for digits in (6, 9, 17):
+        if texts[0] != texts[1]:
+            break
+        texts = show(got, digits), show(want, digits)
     width = len("should be:") + len(where)
-    return Difference(
-        "wrong",
-        (f"{f'yours{where}:':{width}} {got}", f"should be{where}: {want}"),
-    )
+    yours = f"{f'yours{where}:':{width}} {texts[0]}"
+    return Difference("wrong", (yours, f"should be{where}: {texts[1]}"))
 
 
 def kind(value: Any) -> str:
@@ -204,35 +221,43 @@ def kind(value: Any) -> str:
         return repr(value)
     if type(value) is Yielded:
         return "a generator"
+    if type(value) is Other:
+        return value.kind
+    if type(value) is Tensor and not _ordinary(value):
+        return f"a Tensor on {value.device}, {value.layout}"
     name = clean(type(value).__name__)
     own = "numpy " if type(value).__module__ == "numpy" else ""
     return f"{'an' if (own or name)[0] in 'aeiouAEIOU' else 'a'} {own}{name}"
 
 
-def show(value: Any, width: int = 72) -> str:
+def show(value: Any, digits: int = 4) -> str:
     """A value in one short line: small tensors whole, larger ones by their shape."""
+    return _cut(_text(value, digits))
+
+
+def _text(value: Any, digits: int) -> str:
     if type(value) in (Tensor, nn.Parameter):
-        if value.numel() > 2 * _ROW or value.is_meta:
+        if value.numel() > 2 * _ROW or not _ordinary(value):
             return f"a Tensor {tuple(value.shape)} of {_dtype(value)}"
-        return _cut(_numbers_of(value), width)
+        return _numbers_of(value, digits)
     if type(value) is float:
-        return _number(value)
+        return _number(value, digits)
     if type(value) is Yielded:
-        return show(list(value.items), width)
-    if type(value) in (list, tuple):
-        ends = "[]" if type(value) is list else "()"
+        return _text(list(value.items), digits)
+    if type(value) in (list, tuple, set):
+        ends = {list: "[]", tuple: "()", set: "{}"}[type(value)]
+        texts = [_text(item, digits) for item in value]
+        inside = ", ".join(sorted(texts) if type(value) is set else texts)
         last = "," if type(value) is tuple and len(value) == 1 else ""
-        return _cut(ends[0] + ", ".join(map(show, value)) + last + ends[1], width)
-    if type(value) is set:
-        return _cut("{" + ", ".join(sorted(map(show, value))) + "}", width)
+        return ends[0] + inside + last + ends[1]
     if type(value) is dict:
-        inside = ", ".join(f"{show(k)}: {show(v)}" for k, v in value.items())
-        return _cut("{" + inside + "}", width)
+        pairs = (f"{_text(k, digits)}: {_text(v, digits)}" for k, v in value.items())
+        return "{" + ", ".join(pairs) + "}"
     if type(value) is Raised:
         return f"{value.kind}: {value.text}"
-    if type(value) is torch.Generator:
-        return "a torch.Generator"
-    return _cut(clean(repr(value)), width)
+    if type(value) in (Other, torch.Generator):
+        return kind(value)
+    return clean(repr(value))
 
 
 def clean(text: str) -> str:
@@ -241,8 +266,8 @@ def clean(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text).strip()
 
 
-def _numbers_of(value: Tensor) -> str:
-    tensor = value.detach().cpu()
+def _numbers_of(value: Tensor, digits: int) -> str:
+    tensor = value.detach()
     if not tensor.dtype.is_floating_point:
         return str(tensor.tolist())
     noise = 1e-6 * _largest(tensor)
@@ -250,7 +275,7 @@ def _numbers_of(value: Tensor) -> str:
     def inside(items: Any) -> str:
         if isinstance(items, list):
             return "[" + ", ".join(map(inside, items)) + "]"
-        return _number(0.0 if abs(items) < noise else items)
+        return _number(0.0 if abs(items) < noise else items, digits)
 
     return inside(tensor.double().tolist())
 
@@ -260,14 +285,14 @@ def _largest(tensor: Tensor) -> float:
     return finite.max().item() if finite.numel() else 0.0
 
 
-def _number(value: float) -> str:
+def _number(value: float, digits: int = 4) -> str:
     # The last digits of a float differ between machines; four agree.
-    return f"{value + 0.0:.4g}" if isinstance(value, float) else str(value)
+    return f"{value + 0.0:.{digits}g}" if isinstance(value, float) else str(value)
 
 
 def _dtype(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _cut(text: str, width: int) -> str:
+def _cut(text: str, width: int = 72) -> str:
     return text if len(text) <= width else text[: width - 4] + " ..."
