@@ -78,8 +78,7 @@ def prefill(
     """
     if tokens.shape[1] == 0:
         raise ValueError("an empty prompt has no last token: give at least one")
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk is {chunk}: it must be at least 1, or None")
+    _check_count("chunk", chunk)
     length = tokens.shape[1]
     size = chunk or length
     for start in range(0, length - size, size):
@@ -171,6 +170,7 @@ def stream_batch(
     """
     history = [[int(id) for id in ids] for ids in prompts]
     check_ids(history, model.config.vocab_size)
+    _check_count("chunk", chunk)
     count = _room(model, history, max_new_tokens, caches)
     if not 0 <= top <= model.config.vocab_size:
         raise ValueError(
@@ -262,6 +262,11 @@ def check_ids(prompts: Sequence[Sequence[int]], vocab_size: int) -> None:
             )
 
 
+def _check_count(name: str, value: int | None) -> None:
+    if value is not None and value < 1:
+        raise ValueError(f"{name} is {value}: it must be at least 1, or None")
+
+
 def _room(
     model: Llama,
     prompts: list[list[int]],
@@ -269,8 +274,7 @@ def _room(
     caches: list[KVCache] | None,
 ) -> int:
     """How many tokens may be added: as many as wanted, or all that fit for None."""
-    if wanted is not None and wanted < 1:
-        raise ValueError(f"max_new_tokens is {wanted}: it must be at least 1, or None")
+    _check_count("max_new_tokens", wanted)
     held, context = 0, model.config.max_seq_len
     longest = len(max(prompts, key=len))
     if caches:
