@@ -124,9 +124,10 @@ def _watch_attend(attention: Any, number: int, seen: Seen, undo: ExitStack) -> N
 
     def watching(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         out = attend(q, k, v, mask)
-        again, probs = explicit_attend(q, k, v, mask)
+        with torch.no_grad():
+            again, probs = explicit_attend(q, k, v, mask)
+            error = float((again - out).abs().max() / v.abs().max())
         # Probabilities that do not explain the output would be a picture of nothing.
-        error = float((again - out).abs().max() / v.abs().max())
         if error > torch.finfo(q.dtype).eps ** 0.5:
             raise ValueError(
                 f"`attend` of layer {number} is not softmax attention (its output is "
