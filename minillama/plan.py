@@ -122,7 +122,13 @@ def weight_bytes(config: LlamaConfig, dtype: str) -> int:
 
 
 def activation_bytes(
-    config: LlamaConfig, *, dtype: str, context: int, batch: int = 1, chunk: int = CHUNK
+    config: LlamaConfig,
+    *,
+    dtype: str,
+    context: int,
+    batch: int = 1,
+    chunk: int = CHUNK,
+    device: str = "cpu",
 ) -> int:
     """Bytes alive at the widest point of reading a prompt, beside weights and cache.
 
@@ -135,13 +141,17 @@ def activation_bytes(
         feed-forward   B T (D + 3 F) b       gate, up, their product; the block's input
         logits         B T V b               of every token of the chunk
 
-    Scores (B H T S) are counted nowhere: the attention kernels work in tiles.
+    On a CPU attention works in tiles. On other devices PyTorch has no such kernel for
+    every mask with grouped queries, and the plain one is counted: scores twice, keys
+    and values for every head, all in float32 (8 B H S (T + Dh)).
     """
     c, new = config, min(chunk, context)
     rows = batch * new
     b = 4 if dtype_name(dtype) == "float32" else 2
     heads = c.n_heads + 2 * c.n_kv_heads
     attention = rows * c.head_dim * (heads * b + 8 * c.n_heads)
+    if not device.startswith("cpu"):
+        attention += 8 * batch * c.n_heads * context * (new + c.head_dim)
     feed_forward = rows * (c.dim + 3 * c.ffn_dim) * b
     logits = rows * c.vocab_size * b
     always = rows * (2 * c.dim * b + context) + 4 * new * c.head_dim
@@ -149,7 +159,12 @@ def activation_bytes(
 
 
 def need(
-    config: LlamaConfig, *, dtype: str = "bfloat16", context: int, batch: int = 1
+    config: LlamaConfig,
+    *,
+    dtype: str = "bfloat16",
+    context: int,
+    batch: int = 1,
+    device: str = "cpu",
 ) -> Need:
     """What a model takes in `dtype` with `batch` rows of `context` tokens."""
     if batch < 1 or context < 1:
@@ -164,7 +179,9 @@ def need(
     return Need(
         weights=weight_bytes(config, dtype),
         cache=config.kv_cache_bytes(tokens=context, dtype=element, batch=batch),
-        activations=activation_bytes(config, dtype=dtype, context=context, batch=batch),
+        activations=activation_bytes(
+            config, dtype=dtype, context=context, batch=batch, device=device
+        ),
         loading=largest * element.itemsize,
     )
 
@@ -246,8 +263,9 @@ def make_plan(
     """Plan a run of a named model; `context` is by default all of it, up to 8,192."""
     config, dtype = config_of(name), dtype_name(dtype)
     context = min(8192, config.max_seq_len) if context is None else context
-    asked = need(config, dtype=dtype, context=context, batch=batch)
     machine = this_machine(device)
+    at = machine.device
+    asked = need(config, dtype=dtype, context=context, batch=batch, device=at)
     return Plan(
         name=name,
         config=config,
@@ -267,7 +285,7 @@ def _choices(
     quantize = importlib.util.find_spec("minillama.quantize") is not None
 
     def choice(what: str, which: LlamaConfig, dtype: str, context: int) -> Choice:
-        taken = need(which, dtype=dtype, context=context, batch=batch)
+        taken = need(which, dtype=dtype, context=context, batch=batch, device=at.device)
         return Choice(
             what=what,
             need=taken,

@@ -111,6 +111,36 @@ def test_activations_against_the_tensors_that_were_alive(
     assert planned - peak.peak == (batch - 1) * 128 * 256
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_plain_attention_is_counted_for_devices_without_tiles(
+    dtype: torch.dtype,
+) -> None:
+    """Between what attention without tiles held, and 1.4 times that."""
+    model = loud_model(vocab_size=131, ffn_dim=32).to(dtype)
+    ids = torch.randint(131, (2, 256), generator=torch.Generator().manual_seed(1))
+
+    def attend(q: Any, k: Any, v: Any, mask: Any) -> Any:
+        k, v = (x.float().repeat_interleave(3, 1) for x in (k, v))
+        scores = q.float() @ k.mT
+        shares = scores.masked_fill_(~mask, -torch.inf).softmax(-1)
+        return (shares @ v).to(q.dtype)
+
+    for layer in model.layers:
+        layer.attention.attend = attend
+    caches = new_caches(model, 2, 256)
+    with Peak() as peak:
+        prefill(model, ids, caches, chunk=128)
+    planned = plan.activation_bytes(
+        model.config,
+        dtype=str(dtype).removeprefix("torch."),
+        context=256,
+        batch=2,
+        chunk=128,
+        device="cuda",
+    )
+    assert peak.peak <= planned <= 1.4 * peak.peak
+
+
 def test_the_cache_against_the_caches() -> None:
     model = loud_model().to(torch.bfloat16)
     took = sum(cache.nbytes for cache in new_caches(model, 2, 200))
