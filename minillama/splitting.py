@@ -83,8 +83,12 @@ class Splitter:
         """The pieces of `text`, in order."""
         seen = _as_tiktoken_sees(text)
         if seen is text:
-            return [match.group() for match in self._find(text)]
-        return [text[match.start() : match.end()] for match in self._find(seen)]
+            pieces = [match.group() for match in self._find(text)]
+        else:
+            pieces = [text[match.start() : match.end()] for match in self._find(seen)]
+        if sum(map(len, pieces)) != len(text):
+            raise ValueError(f"the pattern {self.complete!r} leaves out some text")
+        return pieces
 
     def settled(self, text: str, specials: "Specials | None" = None) -> int:
         """How many characters of `text` split the same whatever text follows.
@@ -94,7 +98,7 @@ class Splitter:
         token, begun at the end, could still change.
         """
         longest = specials.longest if specials else 0
-        start = specials.last_end(text[: -longest or None]) if specials else 0
+        start = specials.last_end(text) if specials else 0
         pieces = self.split(text[start:])
         settled, limit = start, len(text) - MARGIN - 2 * longest
         for piece in pieces[:-3]:
@@ -124,11 +128,9 @@ class Specials:
             )
 
     def last_end(self, text: str) -> int:
-        """Where the last special token in `text` ends; 0 if there is none."""
-        end = 0
-        for match in self._pattern.finditer(text):
-            end = match.end()
-        return end
+        """Where the last special token ends that no text to come could make longer."""
+        ends = (match.end() for match in self._pattern.finditer(text))
+        return max((end for end in ends if end <= len(text) - self.longest), default=0)
 
     def split(self, text: str) -> Iterator[tuple[str, str | None]]:
         """Pairs of plain text and the special token that ends it."""

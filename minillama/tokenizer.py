@@ -88,7 +88,8 @@ class Tokenizer:
         self._token_bytes |= {id: n.encode() for n, id in self.special_tokens.items()}
         self.vocab_size = max(self._token_bytes, default=-1) + 1
         stops = {id for name, id in self.special_tokens.items() if name in _STOP}
-        self.stop_ids = frozenset(stops | ({self.eos_id} - {None}))
+        ends = () if self.eos_id is None else (self.eos_id,)
+        self.stop_ids = frozenset({*stops, *ends})
         self._splitter = Splitter(self.pattern)
         merges = vocabulary.merges
         self._rank_of = (
@@ -244,8 +245,8 @@ class Tokenizer:
     def _names(self, names: Collection[str]) -> set[str]:
         if names == "all":
             return set(self.special_tokens)
-        unknown = sorted(set(names) - self.special_tokens.keys())
-        if isinstance(names, str) or unknown:
+        known = all(name in self.special_tokens for name in names)
+        if isinstance(names, str) or not known:
             raise ValueError(
                 f"{names!r} does not name special tokens of this vocabulary: give "
                 '"all" or a set of names from special_tokens'
@@ -371,17 +372,17 @@ def _count_pieces(
     text_or_path: str | os.PathLike[str], names: list[str], splitter: Splitter
 ) -> Counter[bytes]:
     specials = Specials(names) if names else None
-    if isinstance(text_or_path, str):
+    if isinstance(text_or_path, os.PathLike):
+        settled = partial(splitter.settled, specials=specials)
+        segments = read_segments(Path(text_or_path), settled)
+    else:
         _require_text(text_or_path)
         if len(text_or_path) < 256 and Path(text_or_path).is_file():
             raise ValueError(
                 f"{text_or_path!r} is the name of a file: give Path({text_or_path!r}) "
                 "to learn from what is in it"
             )
-        segments: Iterable[str] = (text_or_path,)
-    else:
-        settled = partial(splitter.settled, specials=specials)
-        segments = read_segments(Path(text_or_path), settled)
+        segments = iter((text_or_path,))
     counts: Counter[str] = Counter()
     for segment in segments:
         for plain, _ in specials.split(segment) if specials else ((segment, None),):
