@@ -123,10 +123,11 @@ class MetaReader:
             self.opened, self.given = [_load_pth(shard) for shard in self.shards], 0
         pieces = [shard[name] for shard in self.opened]
         self.given += sum(piece.nbytes for piece in pieces)
+        if len(pieces) == 1:
+            return pieces[0]
         axis = _split_axis(name)
-        return (
-            pieces[0] if axis is None or len(pieces) == 1 else torch.cat(pieces, axis)
-        )
+        # A view of one piece would keep its whole file mapped.
+        return pieces[0].clone() if axis is None else torch.cat(pieces, axis)
 
 
 class GgufReader:
@@ -412,7 +413,7 @@ def _first_line(error: Exception) -> str:
 
 LARGEST_MODEL, MOST_LAYERS = 10**13, 10**4
 _UNPACKED_AT_ONCE = 1 << 24  # numbers of a GGUF tensor
-_MAPPED_AT_ONCE = 1 << 29  # bytes of Meta's files
+_MAPPED_AT_ONCE = 1 << 28  # bytes of Meta's files
 
 _GGUF_FLOATS = {
     Packing.F32: torch.float32,
