@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from minillama.course.check import Check, fill
-    from minillama.course.example import show
     from minillama.course.guard import Look
     from minillama.course.real_model import play
 
@@ -14,10 +13,9 @@ _HOME = {
     "fill": "check",
     "Look": "guard",
     "play": "real_model",
-    "show": "example",
 }
 
-__all__ = ["Check", "Look", "fill", "play", "show"]
+__all__ = ["Check", "Look", "fill", "play"]
 
 
 def __getattr__(name: str) -> Any:
