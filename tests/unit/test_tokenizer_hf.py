@@ -233,5 +233,6 @@ def test_any_merges_give_hugging_faces_ids(
         expected = theirs.encode(text).ids
         assert ours.encode(text) == expected
         assert whole_file.encode(text) == expected
-    if not shuffle and not ignore_merges:
+    one_each = len(listed) == len(tokens) - 3
+    if one_each and not shuffle and not ignore_merges:
         assert ours.engine == "tiktoken"
