@@ -4,7 +4,7 @@
     python tools/notebooks.py lint                          # what the rules forbid
     python tools/notebooks.py report [--measure]            # docs/notebooks.md
 
-`run` stores the outputs without anything that changes from one run to the next, and
+`run` formats the code and stores the outputs without anything that changes from one run to the next, and
 copies each figure's caption into the picture's metadata, where nbconvert looks for alt
 text. The rules are in tools/anatomy.py. Without names, each verb takes all notebooks.
 """
@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -59,6 +60,7 @@ def execute(path: Path) -> tuple[Notebook, float, float | None]:
         kernel_name="python3",
         skip_cells_with_tag="nbval-skip",
         coalesce_streams=True,
+        extra_arguments=["--IPKernelApp.log_level=40"],
         resources={"metadata": {"path": str(path.parent)}},
     )
     start = time.perf_counter()
@@ -170,6 +172,8 @@ def report(measured: dict[str, list[str]]) -> str:
 
 def run_one(path: Path, measured: dict[str, list[str]], *, keep: bool) -> list[str]:
     """Run a notebook, note what it took, and say whether that was too much."""
+    if keep:
+        subprocess.run([sys.executable, "-m", "ruff", "format", "-q", path], check=True)
     nb, seconds, megabytes = execute(path)
     peak = "-" if megabytes is None else f"{megabytes:.0f}"
     print(f"{nb.name}: {seconds:.0f} s, peak {peak} MB", flush=True)
