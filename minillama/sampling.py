@@ -75,8 +75,8 @@ def draw(
 ) -> Int[Tensor, "B"]:
     """Draw one token a row: where a dart lands on a line that the tokens share out.
 
-    Each row throws one number in [0, 1) from its own CPU generator. So a seed gives the
-    same tokens on every device, and a row does not feel its neighbours in the batch.
+    Each row throws one number in [0, 1) from its own CPU generator. So equal logits and
+    seeds give equal tokens on every device, and a row does not feel its neighbours.
     """
     line = probs.cpu().double().cumsum(-1)  # B V: where each token's share ends
     dart = [torch.rand(1, generator=g, dtype=torch.float64) for g in generators]
