@@ -14,9 +14,11 @@ from minillama.course.tales import World, tales
 from minillama.course.tales.world import tomllib
 
 if TYPE_CHECKING:
+    from minillama.config import LlamaConfig
+    from minillama.data import Batches, Pair
     from minillama.model import Llama
     from minillama.tokenizer import Tokenizer
-    from minillama.train import Progress
+    from minillama.train import Progress, TrainSettings
 
 BEGIN, END = "<|begin_of_text|>", "<|end_of_text|>"
 
@@ -66,6 +68,18 @@ class Trained:
     finished: bool
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """All that training takes, made from a recipe."""
+
+    config: "LlamaConfig"
+    model: "Llama"
+    tokenizer: "Tokenizer"
+    data: "Batches"
+    held_out: "list[Pair]"
+    settings: "TrainSettings"
+
+
 def is_recipe(path: str | Path) -> bool:
     """Whether a TOML file says how to train, and not only what a world is made of."""
     return "training" in tomllib.loads(Path(path).read_text("utf-8"))
@@ -105,14 +119,42 @@ def train_from_toml(
     """
     import torch
 
+    from minillama.model import Llama
+    from minillama.train import train
+    from minillama.weights import save_weights
+
+    made, out = prepare(path, changes), Path(out)
+    checkpoint = out.with_name(out.name + ".checkpoint")
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    history = train(
+        made.model,
+        made.data,
+        made.settings,
+        held_out=made.held_out,
+        on_step=on_step,
+        checkpoint=checkpoint,
+    )
+    rounded = Llama(made.config).to(torch.bfloat16)
+    rounded.load_state_dict(made.model.state_dict())
+    save_weights(rounded, out, made.tokenizer)
+    finished = not history or history[-1].step + 1 == made.settings.steps
+    if finished:
+        checkpoint.unlink(missing_ok=True)
+    return Trained(made.model, made.tokenizer, history, finished)
+
+
+def prepare(path: str | Path, changes: Mapping[str, Any] = {}) -> Prepared:
+    """All that a recipe asks for, up to the first step.
+
+    The tales are told, the vocabulary is learnt, the model has its first weights.
+    """
     from minillama.config import LlamaConfig
     from minillama.data import Batches, all_windows, encode_texts
     from minillama.model import Llama
     from minillama.tokenizer import train_bpe
-    from minillama.train import TrainSettings, init_weights, train
-    from minillama.weights import save_weights
+    from minillama.train import TrainSettings, init_weights
 
-    recipe, world, out = read_recipe(path, changes), World.load(path), Path(out)
+    recipe, world = read_recipe(path, changes), World.load(path)
     settings = TrainSettings(**recipe["training"])
     texts, outside = _texts(world, **recipe["corpus"])
     learnt_from = "\n\n".join(texts[: recipe["tokenizer"]["stories"]])
@@ -127,23 +169,7 @@ def train_from_toml(
     held_out = all_windows(
         encode_texts(outside, tokenizer), data.batch_size, data.context, data.begin_id
     )
-    checkpoint = out.with_name(out.name + ".checkpoint")
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    history = train(
-        model,
-        data,
-        settings,
-        held_out=held_out,
-        on_step=on_step,
-        checkpoint=checkpoint,
-    )
-    rounded = Llama(config).to(torch.bfloat16)
-    rounded.load_state_dict(model.state_dict())
-    save_weights(rounded, out, tokenizer)
-    finished = not history or history[-1].step + 1 == settings.steps
-    if finished:
-        checkpoint.unlink(missing_ok=True)
-    return Trained(model, tokenizer, history, finished)
+    return Prepared(config, model, tokenizer, data, list(held_out), settings)
 
 
 def _texts(

@@ -74,11 +74,12 @@ def next_token_loss(
 
 
 def init_weights(model: nn.Module, n_layers: int, seed: int = 0) -> None:
-    """Begin with small random matrices, and norms that do nothing yet.
+    """Begin with random matrices that keep the size of what passes through them.
 
-    Standard deviation 0.02. Each layer adds two outputs to the residual stream: theirs
-    are smaller by sqrt(2 n_layers), so that the stream is as large in a deep model as
-    in a shallow one. Source: GPT-2 (Radford et al., 2019), section 2.3.
+    Standard deviation 1 / sqrt(inputs). Each layer adds two outputs to the residual
+    stream: theirs are smaller by sqrt(2 n_layers), so that the stream is as large in a
+    deep model as in a shallow one (GPT-2, section 2.3). The output matrix begins small:
+    no token is preferred, and the first loss is log(vocab_size). Norms begin at one.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -86,8 +87,9 @@ def init_weights(model: nn.Module, n_layers: int, seed: int = 0) -> None:
             if weight.dim() == 1:
                 weight.fill_(1.0)
                 continue
-            adds = name.endswith(("wo.weight", "w_down.weight"))
-            std = 0.02 / math.sqrt(2 * n_layers) if adds else 0.02
+            std = 0.02 if name == "output.weight" else weight.shape[1] ** -0.5
+            if name.endswith(("wo.weight", "w_down.weight")):
+                std /= math.sqrt(2 * n_layers)
             # Drawn on the CPU: the same numbers on every device.
             weight.copy_(torch.empty(weight.shape).normal_(0, std, generator=generator))
 

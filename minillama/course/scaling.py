@@ -1,0 +1,174 @@
+"""How the loss falls with size and tokens: measured runs, a fitted law, a prediction.
+
+    python -m minillama.course.scaling > data/scaling.toml
+
+trains small models of several widths, each for several lengths, on tales. `read_runs`
+gives them to a notebook, `fit_law` finds the law that they follow.
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from minillama.course.tales.world import data_file, tomllib
+from minillama.recipe import prepare, read_recipe
+
+if TYPE_CHECKING:
+    from minillama.train import Progress
+
+WIDTHS = (16, 24, 32, 48)
+STEPS = (75, 150, 300, 600)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model trained to its end: parameters, tokens seen, held-out loss in nats."""
+
+    dim: int
+    steps: int
+    params: int
+    tokens: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class Law:
+    """loss = floor + a / params^alpha + b / tokens^beta.
+
+    The floor is what no model can know: which name or thing a tale picks. Source:
+    Hoffmann et al., arXiv 2203.15556, equation 2; Llama 3 fits a law of the same family
+    to choose its 405B (arXiv 2407.21783, section 3.2.1).
+    """
+
+    floor: float
+    a: float
+    alpha: float
+    b: float
+    beta: float
+
+    def predict(self, params: int, tokens: int) -> float:
+        """The held-out loss to expect of a model that was not among the runs."""
+        return self.floor + self.a / params**self.alpha + self.b / tokens**self.beta
+
+
+def small_changes(dim: int, steps: int) -> dict[str, Any]:
+    """What a small run changes in the recipe of data/tales.toml; all else is as there.
+
+    The shape keeps its proportions: only the width changes.
+    """
+    return {
+        "corpus.stories": max(1000, 16 * steps),
+        "model.dim": dim,
+        "model.ffn_dim": 3 * dim,
+        "training.steps": steps,
+        "training.learning_rate": 5e-3,
+        "training.warmup_steps": steps // 10,
+        "training.anneal_steps": steps // 2,
+        "training.evaluate_every": 0,
+        "training.save_every": 0,
+    }
+
+
+def measure(dim: int, steps: int) -> Run:
+    """Train one small model on tales, and measure it on tales that it has not seen."""
+    from minillama.train import train
+
+    made = prepare(data_file("tales.toml"), small_changes(dim, steps))
+    history: list[Progress] = train(
+        made.model, made.data, made.settings, held_out=made.held_out
+    )
+    loss = history[-1].held_out_loss
+    assert loss is not None
+    tokens = steps * made.data.batch_size * made.data.context
+    return Run(dim, steps, made.config.n_params(), tokens, round(loss, 4))
+
+
+def read_runs(path: str | Path | None = None) -> list[Run]:
+    """The runs of a file like data/scaling.toml (the default)."""
+    raw = tomllib.loads(Path(path or data_file("scaling.toml")).read_text("utf-8"))
+    return [Run(**row) for row in raw["runs"]]
+
+
+def fit_law(runs: Sequence[Run]) -> Law:
+    """The law that fits the runs best, by least squares of log(loss).
+
+    Fitted over logarithms, so that all five numbers stay positive, from several
+    beginnings, since the valley is flat. Needs six runs, of several sizes and lengths.
+    """
+    sizes, lengths = {r.params for r in runs}, {r.tokens for r in runs}
+    if len(runs) < 6 or len(sizes) < 2 or len(lengths) < 2:
+        raise ValueError(
+            f"{len(runs)} runs of {len(sizes)} sizes and {len(lengths)} lengths do not "
+            "fix five numbers: measure at least 6, of 2 sizes and 2 lengths"
+        )
+    params = torch.tensor([r.params for r in runs], dtype=torch.float64)
+    tokens = torch.tensor([r.tokens for r in runs], dtype=torch.float64)
+    loss = torch.tensor([r.loss for r in runs], dtype=torch.float64)
+    scale = params.mean().item(), tokens.mean().item()
+
+    def error(x: Tensor) -> Tensor:
+        floor, a, alpha, b, beta = x.exp()
+        fit = floor + a * (params / scale[0]) ** -alpha
+        fit = fit + b * (tokens / scale[1]) ** -beta
+        return (fit.log() - loss.log()).square().mean()
+
+    fits = [_descend(error, start) for start in _beginnings(float(loss.min()))]
+    _, best = min(fits, key=lambda fit: fit[0])
+    floor, a, alpha, b, beta = best.exp().tolist()
+    # Back from the scaled units, in which all numbers are near one.
+    return Law(floor, a * scale[0] ** alpha, alpha, b * scale[1] ** beta, beta)
+
+
+def _beginnings(smallest: float) -> Iterator[list[float]]:
+    for share in (0.5, 0.9):
+        for power in (0.3, 1.0, 2.0):
+            yield [smallest * share, 0.1, power, 0.1, power]
+
+
+def _descend(error: Any, start: list[float]) -> tuple[float, Tensor]:
+    x = torch.tensor(start, dtype=torch.float64).log().requires_grad_()
+    descent = torch.optim.LBFGS(
+        [x], max_iter=500, tolerance_grad=1e-12, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        descent.zero_grad()
+        value = error(x)
+        torch.autograd.backward(value)
+        return value
+
+    descent.step(closure)
+    value = float(error(x))
+    return (value if math.isfinite(value) else math.inf), x.detach()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure runs of several sizes.")
+    parser.add_argument("--threads", type=int, default=2)
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    recipe = read_recipe(data_file("tales.toml"))
+    window = recipe["batches"]
+    print("# Held-out loss (nats a token) of small Llamas trained on tales.")
+    print("# Made by: python -m minillama.course.scaling > data/scaling.toml")
+    print(f"# PyTorch {torch.__version__.split('+')[0]}, on a CPU; {window} a step.")
+    for dim in WIDTHS:
+        for steps in STEPS:
+            run = measure(dim, steps)
+            print(
+                f"[[runs]]\ndim = {run.dim}\nsteps = {run.steps}\n"
+                f"params = {run.params}\ntokens = {run.tokens}\nloss = {run.loss}",
+                flush=True,
+            )
+            print(run, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
