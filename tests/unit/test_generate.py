@@ -427,6 +427,7 @@ def tell(pieces: Sequence[str], stops: Sequence[str], **options: Any) -> list[st
         (["one ST"], ["STOP"], ["one ST"]),
         # The one that is complete first ends it, though another began before.
         (["ab", "c", "d", "no"], ["abcd", "bc"], ["", "a"]),
+        (["abcd", "no"], ["abcd", "bc"], ["a"]),
         (["xab", "no"], ["ab", "b"], ["x"]),
         (["", "\n", "\n", "no"], ["\n\n"], ["", "", ""]),
     ],
