@@ -46,10 +46,14 @@ def figure(width: float = 6, height: float = 2.8, **options: Any) -> Any:
     import matplotlib.pyplot as plt
     from cycler import cycler
 
-    lines = cycler(color=COLOURS) + cycler(linestyle=DASHES)
-    plain = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 10}
-    with plt.rc_context({"axes.prop_cycle": lines, "lines.linewidth": 2, **plain}):
-        return plt.subplots(figsize=(width, height), layout="constrained", **options)
+    # Set on the axes: rc_context would undo what Jupyter sets when it first draws.
+    lines = cycler(color=COLOURS) + cycler(linestyle=DASHES) + cycler(linewidth=[2] * 7)
+    fig, axes = plt.subplots(figsize=(width, height), layout="constrained", **options)
+    for ax in fig.axes:
+        ax.set_prop_cycle(lines)
+        for side in {"top", "right"} & set(ax.spines):
+            ax.spines[side].set_visible(False)
+    return fig, axes
 
 
 def heatmap(
@@ -60,12 +64,12 @@ def heatmap(
     form: str = ".2f",
 ) -> None:
     """Numbers on shades of blue, readable in grey: dark is large."""
-    grid = torch.as_tensor(values).detach().float()
+    grid = torch.as_tensor(values).detach().float().numpy()
     axes.imshow(grid, cmap="Blues", aspect="auto")
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), rows)
     axes.tick_params(length=0)
-    low, high = grid.min().item(), grid.max().item()
+    low, high = grid.min(), grid.max()
     for row, line in enumerate(grid.tolist()):
         for column, value in enumerate(line):
             ink = "white" if value > low + 0.6 * (high - low) else "black"
