@@ -17,6 +17,15 @@ from minillama.weights import save_weights
 TEXT = "the dog saw the cat and it ran. the cat saw the dog and it ran, too. " * 4
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """More cost more than they bring: the model is tiny."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A small loud model that knows no dialogue, with a tokenizer of its own."""
