@@ -62,9 +62,10 @@ META_BLOCK, META_RUN = 400_000, 25_000
 class Splitter:
     """Splits text by a pattern; joined again, the pieces are the text.
 
-    What the pattern passes over becomes a piece of its own. `pattern` stands in that
-    longer form in `complete`. Raises ValueError for a pattern that is not valid, or
-    that matches nothing at all.
+    What the pattern passes over becomes a piece of its own; `complete` is the pattern
+    with that said. A pattern of your own should ask for Unicode's letters and numbers,
+    not for word characters: libraries differ on those. Raises ValueError for a pattern
+    that is not valid, or that matches the empty text.
     """
 
     def __init__(self, pattern: str) -> None:

@@ -79,22 +79,21 @@ class Tokenizer:
         self.special_tokens = vocabulary.special_tokens
         self.pattern = vocabulary.pattern
         self.bos_id, self.eos_id = vocabulary.bos_id, vocabulary.eos_id
-        self.adds_bos, self.chat_template = (
-            vocabulary.adds_bos,
-            vocabulary.chat_template,
-        )
+        self.adds_bos = vocabulary.adds_bos
+        self.chat_template = vocabulary.chat_template
         self.missing_bytes = b"".join(byte for byte in BYTES if byte not in self.ranks)
         self._token_bytes = {id: token for token, id in self.ranks.items()}
         self._token_bytes |= {id: n.encode() for n, id in self.special_tokens.items()}
         self.vocab_size = max(self._token_bytes, default=-1) + 1
-        stops = {id for name, id in self.special_tokens.items() if name in _STOP}
-        ends = () if self.eos_id is None else (self.eos_id,)
-        self.stop_ids = frozenset({*stops, *ends})
-        self._splitter = Splitter(self.pattern)
-        merges = vocabulary.merges
-        self._rank_of = (
-            by_joined_rank(self.ranks) if merges is None else by_order(merges)
+        stops = [id for name, id in self.special_tokens.items() if name in _STOP]
+        self.stop_ids = frozenset(
+            stops if self.eos_id is None else [*stops, self.eos_id]
         )
+        self._splitter = Splitter(self.pattern)
+        if vocabulary.merges is None:
+            self._rank_of = by_joined_rank(self.ranks)
+        else:
+            self._rank_of = by_order(vocabulary.merges)
         self._pieces: dict[bytes, list[int]] = {}
         self._engine = "tiktoken" if _tiktoken_can(vocabulary) else "ours"
 

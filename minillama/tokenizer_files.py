@@ -127,6 +127,13 @@ def read_gguf(path: Path) -> Vocabulary:
             f"{path} splits text by the rule {pre!r} (tokenizer.ggml.pre); known here "
             f"are {', '.join(_GGUF_PATTERNS)}, and another rule gives other ids"
         )
+    try:
+        return _from_gguf(path, said, pre)
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{path} has a damaged vocabulary: {error}") from None
+
+
+def _from_gguf(path: Path, said: dict[str, Any], pre: str) -> Vocabulary:
     tokens: list[str] = said.get("tokenizer.ggml.tokens", [])
     types: list[int] = said.get(
         "tokenizer.ggml.token_type", [_GGUF_NORMAL] * len(tokens)

@@ -43,8 +43,14 @@ class Vocabulary:
 
     def __post_init__(self) -> None:
         names: dict[int, bytes | str] = {}
+        # What a file says is of any type.
+        _require_type(self.pattern, str, "pattern")
+        _require_type(self.chat_template, str | None, "chat template")
+        for name in self.special_tokens:
+            _require_type(name, str, "special token")
+            name.encode()  # A lone surrogate raises ValueError here.
         for name, id in (*self.ranks.items(), *self.special_tokens.items()):
-            if not name or type(id) is not int or id < 0:
+            if not name or type(id) is not int or not 0 <= id < 1 << 31:
                 raise ValueError(f"the token {name!r} cannot have the id {id!r}")
             if id in names:
                 raise ValueError(f"{names[id]!r} and {name!r} both have the id {id}")
@@ -63,6 +69,11 @@ class Vocabulary:
                 raise ValueError(
                     f"{left!r} and {right!r} merge, but are not all tokens"
                 )
+
+
+def _require_type(value: object, kind: Any, what: str) -> None:
+    if not isinstance(value, kind):
+        raise ValueError(f"{value!r} cannot be a {what}")
 
 
 def _llama3_specials() -> list[str]:
@@ -94,7 +105,7 @@ def read_bytes(path: Path) -> bytes:
         raise ValueError(f"{path} is a folder: Tokenizer.from_hf reads folders")
     try:
         data = path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{path} does not exist") from None
     if data.lstrip()[:1] == b"<":
         raise ValueError(f"{path} is a web page, not a tokenizer: get the file again")

@@ -383,7 +383,7 @@ TEXTS = [
 ]
 
 
-@pytest.mark.parametrize("which", ["llama3", "smollm2", "small", "gpt2"])
+@pytest.mark.parametrize("which", ["llama3", "smollm2", "small", "gpt2", "words"])
 def test_a_saved_folder_opens_in_transformers_with_the_same_ids(
     request: pytest.FixtureRequest, tmp_path: Path, which: str
 ) -> None:
@@ -391,7 +391,8 @@ def test_a_saved_folder_opens_in_transformers_with_the_same_ids(
         ours: Tokenizer = request.getfixturevalue(which)
     else:
         special = ["<|begin_of_text|>", "<|end_of_text|>", "<|x|>"]
-        pattern = GPT2_PATTERN if which == "gpt2" else LLAMA3_PATTERN
+        patterns = {"small": LLAMA3_PATTERN, "gpt2": GPT2_PATTERN, "words": r"\p{L}+"}
+        pattern = patterns[which]
         text = " ".join(TEXTS) * 20
         ours = train_bpe(text, 400, special_tokens=special, pattern=pattern)
     ours.save_hf(tmp_path)

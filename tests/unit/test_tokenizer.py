@@ -37,7 +37,7 @@ PATTERNS = {
     "llama3": LLAMA3_PATTERN,
     "gpt2": GPT2_PATTERN,
     "smollm2": SMOLLM2_PATTERN,
-    "words only": r"\w+",
+    "words only": r"\p{L}+",
 }
 
 
@@ -572,6 +572,8 @@ Change = Callable[[dict[str, Any]], object]
         lambda said: said.update(bos_id=97),
         lambda said: said["special_tokens"].update(twice=97),
         lambda said: said["special_tokens"].update(word="97"),
+        lambda said: said["special_tokens"].update({"\ud800": 5000}),
+        lambda said: said["special_tokens"].update(far=1 << 40),
     ],
 )
 def test_a_damaged_saved_file(small: Tokenizer, tmp_path: Path, change: Change) -> None:
@@ -773,6 +775,9 @@ def test_gguf_split_rules(
         ({"merges": ["a b", "a b"]}, "twice"),
         ({"merges": ["b a"]}, "not all tokens"),
         ({"merges": ["a 你"]}, "not bytes"),
+        ({"tokens": list(range(260))}, "damaged vocabulary"),
+        ({"merges": [1, 2]}, "damaged vocabulary"),
+        ({"bos_token_id": "one"}, "id one"),
         ({"bos_token_id": 5000}, "5000"),
         ({"eos_token_id": 65}, "65"),
         ({"bos_token_id": None, "add_bos_token": True}, "begin token"),

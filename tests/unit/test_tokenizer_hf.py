@@ -144,6 +144,11 @@ Change = Callable[[dict[str, Any]], object]
         (lambda t: t["model"]["vocab"].update({"日": 999}), "not bytes"),
         (lambda t: t["model"]["vocab"].update(zz=97), "id 97"),
         (lambda t: t["model"]["vocab"].update(zz="97"), "id '97'"),
+        (lambda t: t["added_tokens"][0].update(content=5), "special token"),
+        (
+            lambda t: t["added_tokens"].append({"content": "\ud800", "id": 300}),
+            "surrogate",
+        ),
         (lambda t: t["model"].pop("vocab"), "not laid out"),
         (lambda t: t.pop("model"), "not laid out"),
         (lambda t: t.update(pre_tokenizer=None), "not laid out"),
@@ -158,6 +163,8 @@ def test_what_is_refused(tmp_path: Path, change: Change, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence) as error:
         Tokenizer.from_hf(tmp_path)
     assert "tokenizer.json" in str(error.value)
+    with pytest.raises(ValueError, match="does not exist"):
+        Tokenizer.from_hf(tmp_path / "tokenizer.json")
 
 
 def test_an_unknown_token_matters_only_where_bytes_are_missing(tmp_path: Path) -> None:
