@@ -147,3 +147,54 @@ check_rms_norm_class = Check(
         "Llama 3.": lambda x, weight, eps: rms_norm(x, weight, 1e-6),
     },
 )
+
+
+def fold(matrix: Tensor, weight: Tensor) -> Tensor:
+    """A norm's weight, moved into the matrix that comes after it."""
+    return matrix * weight
+
+
+def _column_by_column(matrix: Tensor, weight: Tensor) -> Tensor:
+    out = matrix.clone()
+    for i, factor in enumerate(weight.tolist()):
+        out[:, i] = matrix[:, i] * factor
+    return out
+
+
+def _along_the_rows(matrix: Tensor, weight: Tensor) -> Tensor:
+    rows = torch.ones(matrix.shape[0])
+    n = min(len(rows), len(weight))
+    rows[:n] = weight[:n]
+    return matrix * rows[:, None]
+
+
+def _matrices(rng: torch.Generator) -> Iterable[Case]:
+    yield torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([10.0, 1.0])
+    for shape in ((4, 4), (5, 3), (2, 7)):
+        weight = torch.rand(shape[1], generator=rng) + 0.5
+        yield torch.randn(shape, generator=rng), weight
+
+
+check_fold = Check(
+    name="2.3",
+    title="fold",
+    reference=fold,
+    inputs=_matrices,
+    solutions=(_column_by_column, lambda m, w: m @ torch.diag(w)),
+    mistakes={
+        "The rows are scaled. The weight stands before the matrix, so it meets the "
+        "columns: column i gets weight i.": _along_the_rows,
+        "The matrix is divided by the weight. The norm multiplies by it, so the folded "
+        "matrix does too.": lambda m, w: m / w,
+        "The weight is added. It is a factor of each dimension, so column i is "
+        "multiplied by weight i.": lambda m, w: m + w,
+        "The matrix comes back as it was. The norm will run with ones, so its weight "
+        "must go into the columns.": lambda m, w: m.clone(),
+        "All columns get the mean of the weight. Each dimension has a number of its "
+        "own: column i gets weight i.": lambda m, w: m * w.mean(),
+        "The product is summed up: that is the layer's output for the weight as input. "
+        "Wanted is a matrix, so scale the columns and do not add.": lambda m, w: m @ w,
+        "The matrix is transposed. nn.Linear keeps it as (out, D), and so should "
+        "the folded one.": lambda m, w: (m * w).T,
+    },
+)
