@@ -24,7 +24,7 @@ test: lint models ## set everything up and run the whole suite, notebooks includ
 
 .PHONY: notebooks
 notebooks: $(HAVE_TEST) models ## run every notebook afresh and compare every stored output
-	$(BIN)/pytest --nbval notebooks
+	MINILLAMA_PROGRESS=off $(BIN)/pytest --nbval notebooks
 
 .PHONY: test-8b
 test-8b: $(HAVE_TEST) ## a full-size 8B in random weights: 16 GB of disk, 24 GB of memory

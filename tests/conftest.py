@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+os.environ["MINILLAMA_PROGRESS"] = "off"  # what tests solve is nobody's progress
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 
 

@@ -242,7 +242,7 @@ class Check:
         changed: str | None,
     ) -> Result:
         at = failing[0]
-        mistake = self._diagnose(cases, got, failing)
+        mistake, explained = self._diagnose(cases, got, failing)
         lines = list(first.lines)
         if mistake:
             lines.insert(0, mistake)
@@ -252,6 +252,9 @@ class Check:
             )
         else:
             lines[0] = lines[0][0].upper() + lines[0][1:]
+        if mistake and explained < len(failing):
+            inputs = f"{explained} of {len(failing)} wrong results"
+            lines.append(f"That explains {inputs}; something else is wrong as well.")
         if right := len(cases) - len(failing):
             lines.append(f"{right} of {len(cases)} inputs come out right already.")
         if changed:
@@ -269,21 +272,25 @@ class Check:
 
     def _diagnose(
         self, cases: list[Case], got: list[Any], failing: list[int]
-    ) -> str | None:
-        """The wrong version with the learner's results: at best on all inputs.
+    ) -> tuple[str | None, int]:
+        """The wrong version with the learner's results, and how many it explains.
 
-        Else on all failing ones: whoever is right for one head and wrong for several
-        has made the mistake too.
+        At best it agrees on all inputs, else on all failing ones: whoever is right for
+        one head and wrong for several has made the mistake too. Else on the smallest
+        failing one and half of the others: then there is a second mistake.
         """
-        partly = None
+        best, most = None, (len(failing) - 1) // 2
         for sentence, mistake in self.mistakes.items():
-            if any(self._departs(mistake, cases[i], got[i]) for i in failing):
-                continue
-            pairs = zip(cases, got, strict=True)
-            if not any(self._departs(mistake, case, g) for case, g in pairs):
-                return sentence
-            partly = partly or sentence
-        return partly
+            agreed = {
+                i for i in failing if not self._departs(mistake, cases[i], got[i])
+            }
+            if len(agreed) == len(failing):
+                pairs = zip(cases, got, strict=True)
+                if not any(self._departs(mistake, *pair) for pair in pairs):
+                    return sentence, len(failing)
+            if failing[0] in agreed and len(agreed) > most:
+                best, most = sentence, len(agreed)
+        return best, most
 
     def _departs(self, mistake: Any, case: Case, got: Any) -> bool:
         found = self._apart(self._run(mistake, [case])[0][0], got)

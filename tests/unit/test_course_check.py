@@ -229,6 +229,17 @@ def test_the_smallest_failing_input_is_shown_and_partial_mistakes_are_found():
     assert "x = a Tensor (4, 2, 5) of float32" in result.message
 
 
+def test_one_of_two_mistakes_is_named_and_the_other_announced():
+    def both(x, factor):
+        return x + factor if x.dim() < 3 else x * 7
+
+    result = check.examine(both)
+    assert result.mistake == next(iter(MISTAKES))
+    assert "That explains 6 of 8 wrong results; something else" in result.message
+    few = check.examine(lambda x, factor: x * 7 if x.shape == (2,) else x + factor)
+    assert few.mistake is None  # the smallest input is not explained
+
+
 def test_an_exception_is_the_learners_own_line_and_nothing_of_ours():
     result = check.examine(bad_loop)
     assert result.status == "exception"
