@@ -26,7 +26,7 @@ class Module(NamedTuple):
     """The place of one module of minillama."""
 
     floor: int
-    notebook: str | None = None  # the number of the notebook that builds it
+    notebook: str | None = None  # that builds it; None: read it in the library alone
     beside: tuple[str, ...] = ()  # modules of its own floor that it may import
 
 
@@ -43,7 +43,7 @@ MODULES = {
         0, "01", beside=("bpe", "splitting", "vocabulary", "tokenizer_files")
     ),
     "chat": Module(0, "01", beside=("tokenizer",)),
-    "gguf_file": Module(0, "09"),
+    "gguf_file": Module(0),
     # 1: parts
     "norm": Module(1, "02"),
     "rope": Module(1, "03"),
@@ -74,16 +74,23 @@ MODULES = {
     "doctor": Module(5, "00", beside=("hub", "plan")),
     "bench": Module(5, "10", beside=("api", "hub", "plan")),
     "widgets": Module(5),
-    "course": Module(5, beside=("api", "hub", "widgets")),
+    "recipe": Module(5, "07", beside=("course",)),
+    "course": Module(5, beside=("recipe", "api", "hub", "widgets")),
     "cli": Module(
-        5, "00", beside=("api", "bench", "course", "doctor", "fetch", "hub", "plan")
+        5,
+        "00",
+        beside=("api", "bench", "course", "doctor", "fetch", "hub", "plan", "recipe"),
     ),
     "__main__": Module(5, beside=("cli",)),
 }
 
-# Definitions that another notebook than their module's explains.
+# Definitions that another notebook than their module's explains, or none does: reading
+# files of others, and the limits of a faster engine.
 NOTEBOOK_OF = {
-    "minillama.config.RopeScaling": "03",
+    "minillama.splitting.read_segments": None,
+    "minillama.splitting.meta_blocks": None,
+    "minillama.splitting.meta_cuts": None,
+    "minillama.splitting.has_run": None,
     "minillama.model.Block": "05",
 }
 

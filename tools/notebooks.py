@@ -4,14 +4,16 @@
     python tools/notebooks.py lint                          # what the rules forbid
     python tools/notebooks.py report [--measure]            # docs/notebooks.md
 
-`run` formats the code and stores the outputs without anything that changes from one run to the next, and
-copies each figure's caption into the picture's metadata, where nbconvert looks for alt
-text. The rules are in tools/anatomy.py. Without names, each verb takes all notebooks.
+`run` formats the code, stores the outputs without anything that changes from one run to
+the next, and copies each figure's caption into the picture's metadata, where nbconvert
+looks for alt text. The rules are in tools/anatomy.py. Without names, each verb takes
+all notebooks.
 """
 
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -33,6 +35,7 @@ from anatomy import (
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
+README = ROOT / "README.md"
 REPORT = ROOT / "docs" / "notebooks.md"
 SECONDS, MEGABYTES = 90, 4096
 
@@ -189,6 +192,24 @@ def run_one(path: Path, measured: dict[str, list[str]], *, keep: bool) -> list[s
     return problems
 
 
+def with_links(readme: str) -> str:
+    """The README, with a link in the row of each notebook that is there."""
+    for path in all_notebooks():
+        number = path.name[:2]
+        readme = re.sub(
+            rf"^\| {number} \| ([^\[|]+) \|",
+            rf"| {number} | [\1](notebooks/{path.name}) |",
+            readme,
+            flags=re.M,
+        )
+    return readme
+
+
+def write_report(measured: dict[str, list[str]]) -> None:
+    REPORT.write_text(report(measured), "utf-8")
+    README.write_text(with_links(README.read_text("utf-8")), "utf-8")
+
+
 def all_notebooks() -> list[Path]:
     return sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
 
@@ -215,7 +236,7 @@ def main() -> int:
     if arguments.verb == "run":
         for path in paths:
             problems += run_one(path, measured, keep=True) + lint(path)
-        REPORT.write_text(report(measured), "utf-8")
+        write_report(measured)
     elif arguments.verb == "lint":
         problems = [line for path in paths for line in lint(path)]
         if report(measured) != REPORT.read_text("utf-8"):
@@ -223,7 +244,7 @@ def main() -> int:
     else:
         for path in paths if arguments.measure else []:
             problems += run_one(path, measured, keep=False)
-        REPORT.write_text(report(measured), "utf-8")
+        write_report(measured)
     for line in problems:
         print(line, file=sys.stderr)
     return 1 if problems else 0

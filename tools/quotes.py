@@ -231,7 +231,7 @@ def _check_coverage(
     if source.too_long and not source.parts:
         found.errors.append(f"{source.name} is longer than a cell, {CELL} lines")
         return
-    if source.name in quoted:
+    if source.name in quoted or source.notebook is None:
         return
     if source.too_long and any(part.name in quoted for part in source.parts):
         return
@@ -279,7 +279,9 @@ def table(package: Path, notebooks: list[Path]) -> str:
             names = ", ".join(f"`{name.rpartition('.')[2]}`" for name in parts)
             place = f"[{path.stem}](../notebooks/{path.name}): {names}"
         name = source.name.rpartition(".")[2]
-        place = place or f"(notebook {source.notebook}, not written yet)"
+        if not place and source.notebook is None:
+            place = "(in the library alone)"
+        place = place or f"(notebook {source.notebook}, not yet)"
         rows.append(f"| {floor} | `{source.module}.py` | `{name}` | {place} |")
     return "\n".join(rows)
 
@@ -287,8 +289,8 @@ def table(package: Path, notebooks: list[Path]) -> str:
 HEAD = """# Where each part of the library is explained
 
 Made by `python tools/quotes.py --write`. Every public definition of floors 0 to 2 is
-quoted in one notebook, word for word. A class that is longer than a cell is quoted in
-pieces, and the pieces are named.
+quoted in one notebook, word for word; a class that is longer than a cell in pieces, and
+the pieces are named. What only reads and writes files is to be read in the library.
 
 """
 

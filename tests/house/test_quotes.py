@@ -183,11 +183,21 @@ def test_a_function_longer_than_a_cell(package: Path) -> None:
     assert errors(package) == ["minillama.rope.turn is longer than a cell, 60 lines"]
 
 
+def test_what_no_notebook_explains(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(quotes.NOTEBOOK_OF, "minillama.rope.Clock", None)
+    path = notebook(tmp_path, "03_rope", GOOD[0])
+    assert errors(package, path) == []
+    row = "| 1 | `rope.py` | `Clock` | (in the library alone) |"
+    assert row in quotes.table(package, [path])
+
+
 def test_the_table(package: Path, tmp_path: Path) -> None:
     rows = quotes.table(package, [notebook(tmp_path, "03_rope", GOOD[0])]).splitlines()
     assert rows[2:] == [
         "| 1 | `rope.py` | `turn` | [03_rope](../notebooks/03_rope.ipynb) |",
-        "| 1 | `rope.py` | `Clock` | (notebook 03, not written yet) |",
+        "| 1 | `rope.py` | `Clock` | (notebook 03, not yet) |",
     ]
 
 
