@@ -546,6 +546,37 @@ def test_an_answer_that_was_broken_off(tokenizer: Tokenizer) -> None:
     assert said == spoken(tokenizer, fresh)
 
 
+def test_an_answer_is_not_read_again(tokenizer: Tokenizer) -> None:
+    """Only its last token, which no cache holds yet."""
+    counting = Counting(tokenizer)
+    conversation = talk.Conversation(counting.model, tokenizer)
+    answer = tokenizer.encode(" and Lin was at the market")
+    left = iter(answer)
+
+    def recite(logits: torch.Tensor, history: list[list[int]]) -> torch.Tensor:
+        return torch.tensor([next(left)])
+
+    list(conversation.reply("Who?", recite, len(answer)))  # type: ignore[arg-type]
+    first = counting.read[0]
+    counting.read.clear()
+    list(conversation.reply("Where?", GREEDY, 2))
+    ids = ChatFormat(tokenizer).encode(conversation.messages[:-1])
+    assert counting.read[0] == len(ids) - first - len(answer) + 1
+
+
+def test_caches_of_different_length_are_cut_to_the_shortest(
+    tokenizer: Tokenizer,
+) -> None:
+    conversation = talk.Conversation(Counting(tokenizer).model, tokenizer)
+    conversation.held = [1, 2, 3, 4, 5, 6]
+    for cache, length in zip(conversation.caches, (6, 5, 5), strict=True):
+        cache.length = length
+    assert conversation._keep([1, 2, 3, 4, 5, 6, 7]) == 5
+    assert conversation._keep([1, 2, 9, 4, 5, 6, 7]) == 2
+    assert conversation._keep([1, 2]) == 1
+    assert {cache.length for cache in conversation.caches} == {1}
+
+
 def test_a_full_conversation_says_so_and_begins_anew(tokenizer: Tokenizer) -> None:
     model = loud_model(vocab_size=tokenizer.vocab_size)
     conversation = talk.Conversation(model, tokenizer, context=60)
