@@ -161,13 +161,6 @@ def _column_by_column(matrix: Tensor, weight: Tensor) -> Tensor:
     return out
 
 
-def _along_the_rows(matrix: Tensor, weight: Tensor) -> Tensor:
-    rows = torch.ones(matrix.shape[0])
-    n = min(len(rows), len(weight))
-    rows[:n] = weight[:n]
-    return matrix * rows[:, None]
-
-
 def _matrices(rng: torch.Generator) -> Iterable[Case]:
     yield torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([10.0, 1.0])
     for shape in ((4, 4), (5, 3), (2, 7)):
@@ -183,7 +176,7 @@ check_fold = Check(
     solutions=(_column_by_column, lambda m, w: m @ torch.diag(w)),
     mistakes={
         "The rows are scaled. The weight stands before the matrix, so it meets the "
-        "columns: column i gets weight i.": _along_the_rows,
+        "columns: column i gets weight i.": lambda m, w: m * w[:, None],
         "The matrix is divided by the weight. The norm multiplies by it, so the folded "
         "matrix does too.": lambda m, w: m / w,
         "The weight is added. It is a factor of each dimension, so column i is "
