@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from minillama.config import LlamaConfig, RopeScaling
-from minillama.gguf_file import read_gguf_header
+from minillama.gguf_file import read_gguf_header, shown
 from minillama.rope import rope_frequencies, scale_frequencies
 
 
@@ -172,7 +172,8 @@ class GgufReader:
         out = torch.empty(blocks.shape[0], tensor.shape[-1])
         rows = max(1, _UNPACKED_AT_ONCE // tensor.shape[-1])
         for start in range(0, blocks.shape[0], rows):
-            part = gguf.dequantize(blocks[start : start + rows], tensor.type)
+            with np.errstate(all="ignore"):  # a spoiled scale is no warning of ours
+                part = gguf.dequantize(blocks[start : start + rows], tensor.type)
             out[start : start + rows] = torch.from_numpy(part)
         return out.reshape(tensor.shape)
 
@@ -203,7 +204,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({error}): get it again") from None
+        raise ValueError(f"{path} is not JSON ({shown(error)}): get it again") from None
     if not isinstance(data, dict):
         raise ValueError(f"{path} holds no JSON object: get it again")
     return data
@@ -214,10 +215,10 @@ def _checked(path: Path, build: Callable[[], LlamaConfig]) -> LlamaConfig:
     try:
         config = build()
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{path}: {shown(error, 400)}") from None
     except (TypeError, ArithmeticError, AttributeError) as error:
         raise ValueError(
-            f"{path} has a value of the wrong kind ({error}): get it again"
+            f"{path} has a value of the wrong kind ({shown(error)}): get it again"
         ) from None
     if config.n_params() > LARGEST_MODEL or config.n_layers > MOST_LAYERS:
         raise ValueError(
@@ -256,15 +257,15 @@ def _hf_shards(path: Path) -> dict[Path, set[str]]:
     for name, file in weight_map.items():
         if not isinstance(file, str) or not re.fullmatch(r"[\w.-]+\.safetensors", file):
             raise ValueError(
-                f"{index} names {file!r}, which is no safetensors file in its own "
-                "folder: it is refused; get the folder from a source that you trust"
+                f"{index} names {shown(repr(file))}, which is no safetensors file in "
+                "its own folder: it is refused; get it from a source that you trust"
             )
         shards.setdefault(path / file, set()).add(name)
     missing = sorted(shard.name for shard in shards if not shard.exists())
     if missing:
         raise FileNotFoundError(
             f"{path} lacks {len(missing)} of {len(shards)} files of weights: "
-            f"{', '.join(missing)}; get them too"
+            f"{shown(', '.join(missing))}; get them too"
         )
     return shards
 
@@ -281,12 +282,12 @@ def _safetensors_entries(path: Path, names: set[str]) -> dict[str, Entry]:
             }
     except (SafetensorError, KeyError) as error:
         raise ValueError(
-            f"{path} is truncated or damaged ({error}): get it again"
+            f"{path} is truncated or damaged ({shown(error)}): get it again"
         ) from None
     if lacking := sorted(names - set(entries)):
         raise ValueError(
-            f"{path} lacks {', '.join(lacking)}, which the index says it holds: get "
-            "the folder again"
+            f"{path} lacks {shown(', '.join(lacking))}, which the index says it holds: "
+            "get the folder again"
         )
     return entries
 
@@ -308,7 +309,7 @@ def _join_shards(
         if different := sorted(opened[0].keys() ^ tensors.keys()):
             raise ValueError(
                 f"{path} and {paths[0].name} do not hold the same tensors, they differ "
-                f"in {', '.join(different[:3])}: get both again"
+                f"in {shown(', '.join(different))}: get both again"
             )
     entries: dict[str, Entry] = {}
     for name, first in opened[0].items():
@@ -319,8 +320,8 @@ def _join_shards(
         except (RuntimeError, IndexError):
             shapes = ", ".join(str(tuple(piece.shape)) for piece in pieces)
             raise ValueError(
-                f"the pieces of {name} in {paths[0].parent} cannot be joined, they are "
-                f"{shapes}: get the folder again"
+                f"the pieces of {shown(name)} in {paths[0].parent} cannot be joined, "
+                f"they are {shapes}: get the folder again"
             ) from None
         entries[name] = Entry(tuple(whole.shape), first.dtype)
     return entries
@@ -408,7 +409,7 @@ def _refuse_stray(path: Path) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
+    return shown(str(error).strip().split("\n")[0] or type(error).__name__)
 
 
 LARGEST_MODEL, MOST_LAYERS = 10**13, 10**4

@@ -56,6 +56,12 @@ def read_gguf_header(path: Path) -> GgufHeader:
             return _Parser(path, data).header()
 
 
+def shown(text: object, most: int = 120) -> str:
+    """Text out of a file, fit for a sentence: one line, and no terminal's command."""
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text)[:most])
+    return line + "..." * (len(str(text)) > most)
+
+
 class _Parser:
     """A cursor that never leaves the file."""
 
@@ -69,14 +75,15 @@ class _Parser:
             raise self.error(f"has GGUF version {version}, known are 2 and 3")
         n_tensors, n_metadata = self.unpack("QQ")
         metadata = self.table("metadata key", n_metadata, 13, self.value)
-        if metadata.get("split.count", 0) > 1:
+        parts = metadata.get("split.count", 1)
+        if parts != 1:
             raise ValueError(
-                f"{self.path} is one of {metadata['split.count']} parts: join them "
+                f"{self.path} is one of {shown(parts)} parts: join them "
                 "with `llama-gguf-split --merge` first"
             )
         alignment = metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or alignment not in _ALIGNMENTS:
-            raise self.error(f"has general.alignment {alignment!r}")
+            raise self.error(f"has general.alignment {shown(alignment)}")
         rows = self.table("tensor", n_tensors, 24, self.tensor_row)
         start = -(-self.at // alignment) * alignment
         tensors = {name: self.place(name, start, *row) for name, row in rows.items()}
@@ -91,7 +98,7 @@ class _Parser:
         for _ in range(count):
             name = self.string()
             if name in table:
-                raise self.error(f"has two {what}s {name!r}")
+                raise self.error(f"has two {what}s {shown(name)}")
             table[name] = read()
         return table
 
@@ -131,14 +138,18 @@ class _Parser:
         try:
             packing = gguf.GGMLQuantizationType(kind)
         except ValueError:
-            raise self.error(f"packs {name} in a way ({kind}) not known here") from None
+            raise self.error(
+                f"packs {shown(name)} in a way ({kind}) not known here"
+            ) from None
         block, block_bytes = gguf.GGML_QUANT_SIZES[packing]
         if not shape or 0 in shape or shape[-1] % block:
-            raise self.error(f"has rows of {shape} in {name}, in blocks of {block}")
+            raise self.error(
+                f"has rows of {shape} in {shown(name)}, in blocks of {block}"
+            )
         nbytes = math.prod(shape) // block * block_bytes
         if start + offset + nbytes > len(self.data):
             raise self.error(
-                f"has {len(self.data):,} bytes, and {name} would end at "
+                f"has {len(self.data):,} bytes, and {shown(name)} would end at "
                 f"{start + offset + nbytes:,}"
             )
         return GgufTensor(shape, packing, start + offset, nbytes)

@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from minillama.config import LlamaConfig
 from minillama.formats import Entry, Reader, open_reader, read_config
+from minillama.gguf_file import shown
 from minillama.model import Llama, Parts
 from minillama.names import DIALECTS, from_dialect, name_table, to_dialect
 
@@ -55,10 +56,11 @@ def load_model(
         with _EmptyOnMeta():
             model = Llama(reader.config, parts)
         _refuse_misfits(model, reader)
+        _refuse_empty(model)
     dtype = dtype or _own_dtype(reader)
-    for native, owners in _owners(model).items():
+    for native, foreign, owners in _pairs(model, reader):
         # Moved first: rows are put in order, and numbers converted, where they stay.
-        weight = _pull(reader, native, device or "cpu")
+        weight = _pull(reader, native, foreign, device or "cpu")
         _assign(owners, weight.to(dtype))
     return model.to(device or "cpu").eval()
 
@@ -72,9 +74,9 @@ def load_weights(model: Llama, path: str | Path) -> None:
     reader = open_reader(path)
     _refuse_other_config(asdict(model.config), asdict(reader.config), path)
     _refuse_misfits(model, reader)
-    for native, owners in _owners(model).items():
+    for native, foreign, owners in _pairs(model, reader):
         old = getattr(*owners[0])
-        weight = _pull(reader, native, "cpu" if old.is_meta else old.device)
+        weight = _pull(reader, native, foreign, "cpu" if old.is_meta else old.device)
         if old.is_meta:
             _assign(owners, weight.to(_own_dtype(reader)))
         else:
@@ -211,25 +213,35 @@ class _EmptyOnMeta(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _owners(model: Llama) -> dict[str, list[tuple[nn.Module, str]]]:
-    """Each parameter's first name, and all modules that hold it: two if it is tied."""
+def _refuse_empty(model: Llama) -> None:
+    for name, module in model.named_modules():
+        for key, value in (vars(module) | module._buffers).items():
+            if isinstance(value, Tensor) and value.is_meta:
+                raise ValueError(
+                    f"{name}.{key} is made by torch.empty, which takes no memory while "
+                    "a model is loaded: use torch.zeros for it"
+                )
+
+
+def _pairs(
+    model: Llama, reader: Reader
+) -> Iterator[tuple[str, str, list[tuple[nn.Module, str]]]]:
+    """Each parameter's name here and in the file, and all modules that hold it."""
+    table = name_table(model.config, reader.dialect)
     names: dict[nn.Parameter, list[str]] = defaultdict(list)
     for name, weight in model.named_parameters(remove_duplicate=False):
-        names[weight].append(name)
-    return {
-        same[0]: [
-            (model.get_submodule(path), leaf)
-            for path, _, leaf in (name.rpartition(".") for name in same)
-        ]
-        for same in names.values()
-    }
+        names[weight].append(name)  # two, if it is tied
+    for same in names.values():
+        paths = [name.rpartition(".") for name in same]
+        owners = [(model.get_submodule(path), leaf) for path, _, leaf in paths]
+        yield same[0], table[same[0]], owners
 
 
-def _pull(reader: Reader, native: str, device: torch.device | str) -> Tensor:
-    config = reader.config
-    name = name_table(config, reader.dialect)[native]
-    weight = reader.get(name).to(device)
-    return from_dialect(weight, native, reader.dialect, config.head_dim)
+def _pull(
+    reader: Reader, native: str, foreign: str, device: torch.device | str
+) -> Tensor:
+    weight = reader.get(foreign).to(device)
+    return from_dialect(weight, native, reader.dialect, reader.config.head_dim)
 
 
 def _own_dtype(reader: Reader) -> torch.dtype:
@@ -254,7 +266,7 @@ def _refuse_misfits(model: Llama, reader: Reader) -> None:
         "missing": _fold(wanted.keys() - found.keys()),
         "not expected": _fold(found.keys() - wanted.keys()),
         "wrong shape": [
-            f"{n} is {found[n].shape} in the file, {wanted[n]} in the model"
+            f"{shown(n)} is {found[n].shape} in the file, {wanted[n]} in the model"
             for n in sorted(both)
             if found[n].shape != wanted[n]
         ],
@@ -263,7 +275,11 @@ def _refuse_misfits(model: Llama, reader: Reader) -> None:
         ),
     }
     if any(problems.values()):
-        listed = "; ".join(f"{k}: {', '.join(v)}" for k, v in problems.items() if v)
+        listed = "; ".join(
+            f"{kind}: {shown(', '.join(names), 2000)}"
+            for kind, names in problems.items()
+            if names
+        )
         raise ValueError(
             f"the weights in {reader.path} do not fit the model. {listed}. Are config "
             "and weights of the same model, and do all parts bear the library's names?"
@@ -296,12 +312,15 @@ def _refuse_other_config(ours: Any, theirs: Any, path: str | Path) -> None:
 
 def _fold(names: Iterable[str]) -> list[str]:
     """Say layers.0.x, layers.1.x, layers.2.x as layers.0-2.x: 8B has 291 names."""
-    layers: dict[str, list[int]] = defaultdict(list)
+    layers: dict[tuple[str, str], list[int]] = defaultdict(list)
     for name in names:
-        number = re.search(r"\.(\d+)\.", name)
-        key = name if number is None else re.sub(r"\.\d+\.", ".{}.", name, count=1)
-        layers[key].append(int(number[1]) if number else 0)
-    return [key.format(_ranges(numbers)) for key, numbers in sorted(layers.items())]
+        found = re.fullmatch(r"(.*?\.)(\d{1,6})(\..*)", name)
+        head, number, tail = found.groups() if found else (name, 0, "")
+        layers[head, tail].append(int(number))
+    return [
+        shown(head + (_ranges(numbers) if tail else "") + tail)
+        for (head, tail), numbers in sorted(layers.items())
+    ]
 
 
 def _ranges(numbers: list[int]) -> str:

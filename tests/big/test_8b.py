@@ -6,8 +6,6 @@ from pathlib import Path
 import eight_b
 import pytest
 
-pytestmark = pytest.mark.slow
-
 
 def somewhere(tmp_path: Path) -> Path:
     return Path(os.environ.get("MINILLAMA_8B_FOLDER", tmp_path))
@@ -27,12 +25,14 @@ def test_the_layout_is_that_of_the_real_folder() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_two_layers_of_8b(tmp_path: Path) -> None:
     report = tmp_path / "8b.md"
     eight_b.compare(2, somewhere(tmp_path), report, keep=False)
     assert "a trial with 2 layers" in report.read_text()
 
 
+@pytest.mark.slow
 def test_full_size_8b(tmp_path: Path) -> None:
     report = Path(__file__).parents[2] / "docs" / "8b.md"
     eight_b.compare(32, somewhere(tmp_path), report, keep=False)

@@ -346,6 +346,22 @@ def test_a_learners_part_costs_no_memory_for_its_matrices(
     assert seen == [True, True, True]
 
 
+@pytest.mark.parametrize("buffer", [True, False])
+def test_a_learners_empty_tensor_is_told(buffer: bool, tmp_path: Path) -> None:
+    class Empty(RMSNorm):
+        def __init__(self, config: LlamaConfig) -> None:
+            super().__init__(config.dim, config.norm_eps)
+            table = torch.empty(3).fill_(2)
+            if buffer:
+                self.register_buffer("table", table)
+            else:
+                self.table = table
+
+    save_weights(loud_model(), tmp_path)
+    with pytest.raises(ValueError, match=r"attention_norm\.table .*use torch\.zeros"):
+        load_model(tmp_path, parts=Parts(norm=Empty))
+
+
 def test_a_learners_part_with_other_names_is_told_which(tmp_path: Path) -> None:
     class Renamed(nn.Module):
         def __init__(self, config: LlamaConfig) -> None:

@@ -15,7 +15,7 @@ from weight_files import write_meta
 
 from minillama.config import LlamaConfig
 from minillama.model import Llama
-from minillama.weights import save_weights
+from minillama.weights import load_model, save_weights
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="the count is Linux's"
@@ -75,12 +75,14 @@ def fill(model: Llama) -> Llama:
     return model
 
 
-def measure(path: Path, tmp_path: Path, *dtype: str) -> dict[str, float]:
+def measure(
+    path: Path, tmp_path: Path, *dtype: str, code: str = MEASURE
+) -> dict[str, float]:
     small = tmp_path / "small"
     if not small.exists():
         save_weights(fill(like_8b(1)), small)
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, path, small, *dtype],
+        [sys.executable, "-c", code, path, small, *dtype],
         capture_output=True,
         text=True,
         check=True,
@@ -117,3 +119,26 @@ def test_meta_files_take_their_size(
     seen = measure(folder, tmp_path)
     allowed = 2**28 if shards > 1 else 0
     assert seen["peak"] < 1.05 * seen["size"] + allowed
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("form", ["hf", "meta"])
+def test_a_gpu_takes_one_tensor_after_the_other(form: str, tmp_path: Path) -> None:
+    """On the host no more than the largest tensor, or what Meta's files keep mapped."""
+    model = fill(like_8b(16))
+    if form == "hf":
+        save_weights(model, tmp_path / form)
+    else:
+        write_meta(tmp_path / form, model)
+    code = MEASURE.replace("dtype=dtype", "dtype=dtype, device='cuda'").replace(
+        "load_model(sys.argv[2])(torch.zeros(1, 8, dtype=torch.int64))",
+        "load_model(sys.argv[2], device='cuda')(torch.zeros(1, 8).long().cuda())",
+    )
+    code = code.replace("vocab_size)[None", "vocab_size).cuda()[None")
+    seen = measure(tmp_path / form, tmp_path, code=code)
+    largest = max(weight.nbytes for weight in model.parameters())
+    assert seen["peak"] < 2 * largest + 2**25 + (2**28 if form == "meta" else 0)
+    again = load_model(tmp_path / form, device="cuda")
+    for name, weight in again.named_parameters():
+        assert weight.is_cuda
+        assert torch.equal(weight.cpu(), model.get_parameter(name))
