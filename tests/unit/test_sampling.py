@@ -157,7 +157,6 @@ def test_top_p_is_the_smallest_set_and_blind_to_order(
 
 @pytest.mark.parametrize("vocab", [50, 128_256])
 def test_a_draw_inverts_the_distribution(vocab: int) -> None:
-    """Sums of 128,256 float32 numbers are off by many tokens: the line is float64."""
     probs = logits_like(1, rows=4, vocab=vocab).float().softmax(-1)
     throws = generators(3, 4, 5, 6)
     ours = [draw(probs, throws).tolist() for _ in range(20)]
@@ -211,6 +210,15 @@ def test_the_ends_of_the_line(
     probs = torch.tensor([[0.0, 0.25, 0.25, 0.0, 0.5, 0.0]]) * scale
     want = {0.0: 1, 0.5: 4}.get(dart, 4)
     assert draw(probs, generators(0)).tolist() == [want]
+
+
+def test_shares_that_float32_would_lose(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of a thousand tokens is less likely than the rounding of 1 in float32."""
+    probs = torch.tensor([[1.0] + [2.0**-30] * 1000])
+    dart = (1 + 499.5 * 2**-30) / (1 + 1000 * 2**-30)
+    throw = torch.tensor([dart], dtype=torch.float64)
+    monkeypatch.setattr(torch, "rand", lambda *_args, **_options: throw)
+    assert draw(probs, generators(0)).tolist() == [500]
 
 
 LOGIT = st.one_of(
