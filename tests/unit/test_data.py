@@ -47,7 +47,9 @@ def test_a_batch_follows_from_seed_and_number_alone():
     assert torch.equal(later[0], later[2])
     assert torch.equal(later[0], two.at(7)[0])
     assert not torch.equal(later[0], later[1])
-    assert not torch.equal(later[0], Batches(counting(5000), 4, 10, seed=2).at(7)[0])
+    other = Batches(counting(5000), 4, 10, seed=2)
+    assert not torch.equal(later[0], other.at(7)[0])
+    assert not torch.equal(later[0], other.at(6)[0])  # seed and number are not added
 
 
 def test_every_window_is_drawn_and_none_runs_over_the_end():

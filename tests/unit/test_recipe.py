@@ -10,6 +10,16 @@ import torch
 from minillama.course.tales.world import data_file
 from minillama.recipe import is_recipe, read_recipe, train_from_toml
 
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """For tensors this small, a second thread costs more than it brings."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 TALES = data_file("tales.toml")
 SMALL = {
     "corpus.stories": 200,

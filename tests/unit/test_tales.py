@@ -130,6 +130,93 @@ def test_a_contradiction_is_found_and_named(world, part, instead, reason):
     assert reason in verdict.reason
 
 
+LOST = (
+    "On a windy morning, Leo was in the garden. He was carrying a white kite. "
+    "Suddenly it started to rain. It was raining, so Leo ran to the barn. "
+    "But in the barn he lost the kite. Then he went to the school. "
+    "He was sad, because he had lost the kite. Not far away, Ana was in the barn. "
+    "She found the kite and brought it back to Leo. "
+    "Leo was happy to have the kite again."
+    "\nQuestion: Where is the kite?\nAnswer: At the school."
+    "\nQuestion: Who gave Leo the kite?\nAnswer: Ana."
+)
+SWAP = (
+    "One snowy night, Ida was by the river. The snow fell, and she was cold. "
+    "Sam was there too, with a blue ball. "
+    "At the same time, Noor was at the market with a red coat. Sam went to the market. "
+    "He swapped the ball for the coat of Noor. Soon he brought Ida the coat. "
+    "Ida put on the coat, and soon she was warm again."
+    "\nQuestion: Who has the ball?\nAnswer: Noor."
+    "\nQuestion: Where is the ball?\nAnswer: At the market."
+    "\nQuestion: Who has the coat?\nAnswer: Ida."
+    "\nQuestion: Who gave Sam the coat?\nAnswer: Noor."
+    "\nQuestion: Who was cold?\nAnswer: Ida."
+)
+RAIN = (
+    "On a sunny morning, Zoe was on the hill. She had a green hat. "
+    "Then it began to rain. "
+    "Zoe left the hat behind and ran to the library, because it was raining. "
+    "Ben was on the hill. There he found the hat and took it to Zoe. "
+    "It was a good day for Zoe."
+    "\nQuestion: Where is Ben?\nAnswer: In the library."
+    "\nQuestion: What colour is the hat?\nAnswer: Green."
+)
+
+
+@pytest.mark.parametrize("tale", [LOST, SWAP, RAIN])
+def test_more_tales_written_by_hand_are_true(world, tale):
+    verdict = judge(tale, world)
+    assert verdict.consistent, verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("tale", "part", "instead", "reason"),
+    [
+        (
+            GOOD,
+            "Tom the apple. Tom ate the apple",
+            "Tom the kite. Tom ate the kite",
+            "foo",
+        ),
+        (LOST, "Suddenly it started to rain. ", "", "it was not raining"),
+        (LOST, "windy morning", "rainy morning", "it was raining already"),
+        (
+            LOST,
+            "so Leo ran to the barn",
+            "so Leo ran to the hill",
+            "it rains on the hill",
+        ),
+        (LOST, "Leo was in the garden", "Leo was in the library", "under a roof"),
+        (LOST, "Ana was in the barn", "Ana was in the garden", "no kite where Ana is"),
+        (LOST, "But in the barn he", "But in the garden he", "Leo is not there"),
+        (LOST, "Leo was happy to", "Ana was happy to", "Ana never lost the kite"),
+        (LOST, "back to Leo", "back to Ana", "Ana is in the same place"),
+        (LOST, " She found the kite and brought it back to Leo.", "", "does not have"),
+        (LOST, "Answer: At the school", "Answer: In the barn", "At the school"),
+        (SWAP, "The snow fell", "The wind blew", "because of the wind"),
+        (SWAP, "for the coat of Noor", "for the coat of Ida", "Ida does not have"),
+        (SWAP, "the ball for the coat", "the coat for the ball", "Noor does not have"),
+        (SWAP, "brought Ida the coat", "brought Ida the ball", "Sam does not have"),
+        (SWAP, "Sam went to the market. He", "Sam", "not in one place"),
+        (SWAP, "Sam went to the market", "Sam went to the barn", "not in one place"),
+        (
+            SWAP,
+            "Who has the ball?\nAnswer: Noor",
+            "Who has the ball?\nAnswer: Sam",
+            "Noor",
+        ),
+        (SWAP, "Answer: At the market", "Answer: By the river", "At the market"),
+        (RAIN, "Ben was on the hill", "Ben was in the library", "no hat where Ben is"),
+        (RAIN, "good day for Zoe", "good day for Ben", "nothing good happened to Ben"),
+    ],
+)
+def test_more_contradictions(world, tale, part, instead, reason):
+    verdict = judge(tale.replace(part, instead), world)
+    assert verdict.well_formed, verdict.reason
+    assert verdict.consistent == (reason == "")
+    assert reason in verdict.reason
+
+
 MALFORMED = [
     ("Mia was in the garden", "Mia was on the garden"),
     ("an apple and", "a apple and"),

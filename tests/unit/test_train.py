@@ -30,6 +30,16 @@ from minillama.train import (
     train_step,
 )
 
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """For tensors this small, a second thread costs more than it brings."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 VOCAB = 131
 
 
