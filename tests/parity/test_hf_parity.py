@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from gguf import GGMLQuantizationType as Packing
 from loud import loud_model
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from weight_files import write_gguf
 
 from minillama.cache import KVCache
 from minillama.config import RopeScaling
@@ -151,6 +153,21 @@ def test_transformers_opens_what_we_save(
     wanted = theirs(tokens).logits
     torch.testing.assert_close(ours(tokens), wanted, rtol=0, atol=1e-5)
     assert wanted.std() > 0.9
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@torch.inference_mode()
+def test_a_gguf_file_means_the_same_to_transformers(tied: bool, tmp_path: Path) -> None:
+    """The order of the query and key rows in such a file is Meta's, not their own."""
+    pytest.importorskip("accelerate", reason="transformers wants it to read GGUF files")
+    model = loud_model(dim=96, ffn_dim=64, tied_embeddings=tied)
+    write_gguf(tmp_path / "model.gguf", model, Packing.Q8_0)
+    theirs = AutoModelForCausalLM.from_pretrained(
+        tmp_path, gguf_file="model.gguf", dtype=torch.float32
+    )
+    tokens = some_tokens()
+    ours = load_model(tmp_path / "model.gguf")
+    assert_same_logits(ours(tokens), theirs(tokens).logits)
 
 
 def test_transformers_opens_bfloat16_as_bfloat16(tmp_path: Path) -> None:
