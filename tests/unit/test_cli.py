@@ -204,9 +204,10 @@ def test_a_bug_is_said_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> N
     assert "unexpected ZeroDivisionError: division by zero" in result.stderr
 
 
-def test_a_reader_that_goes_away() -> None:
+@pytest.mark.parametrize("verb", ["list", "progress"])
+def test_a_reader_that_goes_away(verb: str) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "minillama", "list"],
+        [sys.executable, "-m", "minillama", verb],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
