@@ -79,7 +79,9 @@ def draw(
     seeds give equal tokens on every device, and a row does not feel its neighbours.
     """
     line = probs.cpu().double().cumsum(-1)  # B V: where each token's share ends
-    dart = [torch.rand(1, generator=g, dtype=torch.float64) for g in generators]
+    dart = [
+        torch.rand(1, generator=g, dtype=line.dtype, device="cpu") for g in generators
+    ]
     # To the right of all that end at the dart: never a token whose share is nothing.
     ids = torch.searchsorted(line, torch.stack(dart) * line[:, -1:], right=True)
     return ids[:, 0].to(probs.device)
@@ -159,7 +161,7 @@ class Sampler:
             return logits.argmax(-1)
         for row in range(len(self._generators), len(logits)):
             seed = (self.seed + row) % 2**32
-            self._generators.append(torch.Generator().manual_seed(seed))
+            self._generators.append(torch.Generator("cpu").manual_seed(seed))
         return draw(logits.softmax(-1), self._generators[: len(logits)])
 
     def limit(
