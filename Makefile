@@ -28,7 +28,7 @@ notebooks: $(HAVE_TEST) models ## run every notebook afresh and compare every st
 
 .PHONY: test-8b
 test-8b: $(HAVE_TEST) ## a full-size 8B in random weights: 16 GB of disk, 24 GB of memory
-	$(BIN)/pytest -m slow -k full_size -s tests
+	$(BIN)/pytest -m slow -k full_size -s tests/big
 
 .PHONY: lint
 lint: $(HAVE_TEST) ## ruff, pyright, quotes, the rules of the notebooks
