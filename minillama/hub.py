@@ -51,49 +51,33 @@ class Entry:
         return tuple(name for name, place in named if place is not None)
 
 
-def _llama(repo: str, preset: str, size: int, about: str) -> Entry:
-    version = preset.removeprefix("llama").split("-")[0]  # 3, 3.1 or 3.2
+def _llamas(prefix: str, version: str, size: str, n: int) -> dict[str, Entry]:
+    """The base model and the instruct model of one size; `n` bytes each, about."""
+    preset = f"llama{version}-{size.lower()}"
     page = f"https://www.llama.com/llama{version.replace('.', '_')}/license"
-    return Entry(
-        about=about,
-        licence=f"Llama {version} Community License, {page}",
-        size=size,
-        preset=preset,
-        repo=Repo(id=f"meta-llama/{repo}", gated=True),
-    )
-
-
-_SIZES = {"1B": 2_480_900_000, "3B": 6_434_600_000, "8B": 16_069_700_000}
-
-
-def _llamas() -> Iterator[tuple[str, Entry]]:
-    for prefix, version, size in (
-        ("Meta-", "3", "8B"),
-        ("", "3.1", "8B"),
-        ("", "3.2", "1B"),
-        ("", "3.2", "3B"),
-    ):
-        preset, repo = (
-            f"llama{version}-{size.lower()}",
-            f"{prefix}Llama-{version}-{size}",
+    return {
+        f"{preset}{suffix.lower()}": Entry(
+            about=about,
+            licence=f"Llama {version} Community License, {page}",
+            size=n,
+            preset=preset,
+            repo=Repo(
+                id=f"meta-llama/{prefix}Llama-{version}-{size}{suffix}", gated=True
+            ),
         )
-        words = f"Llama {version} {size}"
-        yield preset, _llama(repo, preset, _SIZES[size], f"{words}, continues text")
-        yield (
-            f"{preset}-instruct",
-            _llama(f"{repo}-Instruct", preset, _SIZES[size], f"{words}, answers"),
-        )
+        for suffix, about in (("", "continues text"), ("-Instruct", "answers"))
+    }
 
 
 MODELS: dict[str, Entry] = {
     "tiny": Entry(
-        about="tells tales: the course's own model",
+        about="tells tales, made by the course",
         licence="Apache-2.0",
         size=5_000_000,
         bundled="tiny",
     ),
     "smollm2-135m": Entry(
-        about="SmolLM2 135M Instruct in 4 bits",
+        about="answers, on any laptop",
         licence="Apache-2.0",
         size=98_362_432,
         file="SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -110,7 +94,7 @@ MODELS: dict[str, Entry] = {
         ),
     ),
     "llama3-tokenizer": Entry(
-        about="the tokenizer of Llama 3, no weights",
+        about="the tokenizer alone",
         licence="Llama 3 Community License, https://www.llama.com/llama3/license",
         size=2_183_982,
         file="tokenizer.model",
@@ -124,7 +108,10 @@ MODELS: dict[str, Entry] = {
             id="meta-llama/Meta-Llama-3-8B", file="original/tokenizer.model", gated=True
         ),
     ),
-    **dict(_llamas()),
+    **_llamas("Meta-", "3", "8B", 16_069_700_000),
+    **_llamas("", "3.1", "8B", 16_069_700_000),
+    **_llamas("", "3.2", "1B", 2_480_900_000),
+    **_llamas("", "3.2", "3B", 6_434_600_000),
 }
 
 

@@ -86,14 +86,16 @@ def show_list() -> None:
     """Show every name that can be pulled, and which are here."""
     from minillama import hub
 
-    table = screen.table("name", "here", "size", "what it is", right=("size",))
+    columns = ("name", "here", "size", "licence", "what it is")
+    table = screen.table(*columns, right=("size",))
     for name, entry in hub.MODELS.items():
         wrong = hub.damage(name)
         if entry.bundled and wrong:
             continue
         absent = wrong == "not pulled"
         here = "yes" if wrong is None else "" if absent else "damaged"
-        table.add_row(name, here, screen.size(entry.size), entry.about)
+        licence = entry.licence.split(" Community")[0]
+        table.add_row(name, here, screen.size(entry.size), licence, entry.about)
     screen.show(table)
     screen.say(f"Kept in {hub.cache_dir()}. Fetch one with: minillama pull NAME")
 
