@@ -16,7 +16,7 @@ help: ## say what there is
 
 .PHONY: lab
 lab: $(HAVE_LAB) models ## set everything up and open the course in JupyterLab
-	$(BIN)/jupyter lab notebooks/00_welcome.ipynb
+	$(BIN)/minillama lab
 
 .PHONY: test
 test: lint models ## set everything up and run the whole suite, notebooks included

@@ -113,7 +113,10 @@ def lab() -> None:
     if not notebook.exists():
         raise ValueError(f"there is no {notebook}: is this checkout whole?")
     _fetch_missing()
-    raise typer.Exit(_run(["-m", "jupyterlab", str(notebook)], str(root)))
+    # JupyterLab refuses root unless told, and in a container everybody is root.
+    as_root = hasattr(os, "geteuid") and os.geteuid() == 0
+    options = ["--allow-root"] if as_root else []
+    raise typer.Exit(_run(["-m", "jupyterlab", *options, str(notebook)], str(root)))
 
 
 def run_tests(

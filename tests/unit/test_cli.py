@@ -729,9 +729,12 @@ def test_lab_and_test_run_in_the_checkout(
         return 7
 
     monkeypatch.setattr(machine, "_run", note)
-    assert run("lab").exit_code == 7
     notebook = str(checkout / "notebooks" / "00_welcome.ipynb")
-    assert asked.pop() == (["-m", "jupyterlab", notebook], str(checkout), {})
+    for user, options in ((1000, []), (0, ["--allow-root"])):
+        monkeypatch.setattr(os, "geteuid", lambda user=user: user)
+        assert run("lab").exit_code == 7
+        arguments = ["-m", "jupyterlab", *options, notebook]
+        assert asked.pop() == (arguments, str(checkout), {})
     assert run("test").exit_code == 7
     required = {"MINILLAMA_REQUIRE_MODELS": "1"}
     whole = ["-m", "pytest", "--nbval", "tests", "notebooks"]
