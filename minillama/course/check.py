@@ -11,6 +11,7 @@ import random
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from minillama.course.guard import (
     Look,
     TimeUp,
     call,
+    functions,
     own_line,
     seed_of,
     settled,
@@ -218,7 +220,7 @@ class Check:
         self, learner: Any, got: list[Any], failing: list[int]
     ) -> Result | None:
         """A stub, or a result that never comes."""
-        name = clean(getattr(learner, "__name__", "it"))
+        name = clean(str(getattr(learner, "__name__", "it")))
         if empty := unwritten(learner):
             whole = name if empty in (name, "<lambda>") else f"{name}.{empty}"
             return self._not_attempted(f"{whole} is still empty")
@@ -411,9 +413,15 @@ def _dig(module: Any, path: str) -> Any:
 
 
 def _is_library(learner: Any, reference: Any) -> bool:
-    home = str(getattr(learner, "__module__", ""))
-    outside = home.startswith("minillama.") and not home.startswith("minillama.course")
-    return learner is reference or (outside and (callable(learner)))
+    """Whether this is minillama's own: renamed, bound, or inherited unchanged."""
+    while isinstance(learner, partial):
+        learner = learner.func
+    while inspect.isclass(learner) and not functions(learner).keys() - {"__init__"}:
+        if learner.__base__ is None:
+            break
+        learner = learner.__base__
+    home = str(getattr(learner, "__module__", "")).split(".")
+    return learner is reference or (home[0] == "minillama" and home[1:2] != ["course"])
 
 
 def _changed(before: Any, after: Any) -> bool:

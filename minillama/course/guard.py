@@ -15,7 +15,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -53,7 +53,8 @@ def time_limit(seconds: float) -> Iterator[None]:
 
     A watching thread asks the interpreter to raise it before the next step of Python
     code; one long call into C is stopped when it returns. On a machine that is busy
-    with other things, waiting counts a fifth.
+    with other things, waiting counts a fifth. A loop whose bare `except` would eat
+    Ctrl-C may eat this too (Python 3.10).
     """
     thread, lock, done = threading.get_ident(), threading.Lock(), threading.Event()
     wall, cpu = time.monotonic(), time.process_time()
@@ -88,8 +89,9 @@ def settled() -> Iterator[None]:
     """PyTorch's defaults inside; outside, all random states and defaults as before."""
     states = random.getstate(), np.random.get_state()  # noqa: NPY002
     dtype, grad = torch.get_default_dtype(), torch.is_grad_enabled()
-    threads = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]):
+    threads, elsewhere = torch.get_num_threads(), torch.get_default_device().type
+    cpu = nullcontext() if elsewhere == "cpu" else torch.device("cpu")
+    with torch.random.fork_rng(devices=[]), cpu:
         try:
             torch.set_default_dtype(torch.float32)
             torch.set_grad_enabled(True)
@@ -108,7 +110,7 @@ def settled() -> Iterator[None]:
 def call(code: Callable[..., Any], args: tuple[Any, ...], *, quiet: bool = True) -> Any:
     """The value that `code` gives, as a copy of its own, or what it raised."""
     try:
-        with redirect_stdout(io.StringIO()) if quiet else _shown():
+        with redirect_stdout(io.StringIO()) if quiet else nullcontext():
             value = code(*args)
             if isinstance(value, Iterator):
                 value = Yielded(tuple(islice(value, _LONGEST)))
@@ -119,16 +121,14 @@ def call(code: Callable[..., Any], args: tuple[Any, ...], *, quiet: bool = True)
         return raised(error)
 
 
-@contextmanager
-def _shown() -> Iterator[None]:
-    yield
-
-
 def raised(error: BaseException) -> Raised:
     """What was raised: type, message, and the line of the learner's code."""
     if isinstance(error, Look):
         return Raised("", clean(error.sentence), error.status)
-    text = clean(str(error).split("\n")[0])[:200]
+    try:
+        text = clean(str(error).split("\n")[0])[:200]
+    except Exception:  # the learner's own exception, whose text fails in turn
+        text = ""
     status = "exception"
     if isinstance(error, NotImplementedError) or (
         isinstance(error, TypeError | AttributeError) and "ellipsis" in text.lower()

@@ -171,7 +171,7 @@ def _items(
 ) -> Difference | None:
     for i, (w, g) in enumerate(zip(want, got, strict=False)):
         if found := difference(w, g, rtol, atol):
-            if len(want) == len(got) <= 4 and type(w) not in _PLAIN:
+            if len(want) == len(got) <= 4 and type(w) not in (*_PLAIN, float):
                 return Difference(found.status, (f"in item {i}:", *found.lines))
             break
     else:
