@@ -262,6 +262,19 @@ def test_an_exception_is_the_learners_own_line_and_nothing_of_ours():
     assert "Traceback" not in result.message
 
 
+def test_an_exception_deep_in_a_library_is_shown_at_the_learners_line():
+    def deep(x, factor):
+        return nn.functional.one_hot(x) + nn.Linear(2, 3)(x)
+
+    def deeper(x, factor):
+        return nn.Linear(99, 1)(x)
+
+    for learner in (deep, deeper):
+        message = check.examine(learner).message
+        assert f"  in {learner.__name__}, line" in message
+        assert "forward" not in message
+
+
 def test_an_exception_that_a_mistake_raises_too_is_named():
     result = check.examine(
         lambda x, factor: x * factor + 0 * torch.dot(x, torch.ones(x.shape))
