@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -232,6 +233,10 @@ check_key_at = Check(
         ),
         "All pairs are turned by the first clock. In Llama every pair has a frequency "
         "of its own.": lambda q, d, f: key_at(q, d, f[:1].expand_as(f)),
+        "The direction is right, the length is not. In Llama a turn keeps the length: "
+        "leave the key as long as the query.": lambda q, d, f: (
+            key_at(q, d, f) / q.norm()
+        ),
         "The key points away from the query: its score is the lowest one there. Leave "
         "out the minus.": lambda q, d, f: -key_at(q, d, f),
         "Number i is paired with number i + Dh/2. Meta's Llama pairs neighbours: "
@@ -341,6 +346,13 @@ check_scale_frequencies = Check(
         "divided, above high all is kept.": _extrapolates,
         "Turns are counted without 2 pi. A clock of f radians a token turns "
         "length * f / (2 pi) times, and that is what Llama 3.1 compares.": _no_two_pi,
+        "The factor 8 is written out. Llama 3.2 slows by 32: take scaling.factor.": (
+            lambda f, s: scale_frequencies(f, replace(s, factor=8.0))
+        ),
+        "The old context of 8192 is written out. Take it from "
+        "scaling.original_max_seq_len, which is Llama's own length of training.": (
+            lambda f, s: scale_frequencies(f, replace(s, original_max_seq_len=8192))
+        ),
         "The slow clocks are multiplied by factor. Llama 3.1 divides: they shall turn "
         "more slowly, to last for a longer text.": _multiplied,
     },
