@@ -8,6 +8,7 @@ characters.
 import re
 from collections.abc import Callable, Collection, Iterator
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 
 import regex
@@ -100,13 +101,24 @@ class Splitter:
         """
         longest = specials.longest if specials else 0
         start = specials.last_end(text) if specials else 0
+        limit = len(text) - MARGIN - 2 * (longest + 1)
         pieces = self.split(text[start:])
-        settled, limit = start, len(text) - MARGIN - 2 * longest
-        for piece in pieces[:-3]:
-            if settled + len(piece) > limit:
-                break
-            settled += len(piece)
-        return settled
+        ends = list(accumulate(map(len, pieces), initial=start))
+        count = max(0, len(pieces) - 3)
+        while ends[count] > limit or not self._may_end(
+            pieces[max(0, count - 3) : count]
+        ):
+            count -= 1
+            if count <= 0:
+                return start
+        return ends[count]
+
+    def _may_end(self, pieces: list[str]) -> bool:
+        """Whether a text that ends after these pieces still has these pieces.
+
+        Two spaces and one before a digit do not: at the end of a text they are three.
+        """
+        return self.split("".join(pieces)) == pieces
 
 
 class Specials:

@@ -420,6 +420,18 @@ def test_a_file_has_the_ids_of_its_text(
             assert list(tokenizer.encode_file(path, allowed)) == whole
 
 
+@pytest.mark.parametrize("chunk", range(1500, 1524))
+def test_spaces_before_a_digit_at_the_end_of_a_chunk(
+    small: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    """They are two pieces there, and would be one at the end of a text."""
+    monkeypatch.setattr(splitting, "CHUNK", chunk)
+    text = "word   1   ½ \n 3  x" * 200
+    path = tmp_path / "digits.txt"
+    path.write_text(text, "utf-8")
+    assert list(small.encode_file(path)) == small.encode(text)
+
+
 def test_a_character_across_the_buffer_of_a_file(
     small: Tokenizer, tmp_path: Path
 ) -> None:
