@@ -80,6 +80,7 @@ def train(
         from minillama.recipe import train_from_toml
 
         _require_file(corpus)
+        changes |= rescaled(corpus, steps)
         with _watched() as watch:
             finished = train_from_toml(corpus, out, watch, changes).finished
     else:
@@ -89,6 +90,20 @@ def train(
         screen.say(f'Saved. Try: minillama generate {out} "It was" --temperature 0.8')
     else:
         screen.say(f"Saved as it is in {out}; the same command goes on from there.")
+
+
+def rescaled(recipe: Path, steps: int | None) -> dict[str, int]:
+    """Warm-up and annealing in the recipe's proportion to another number of steps."""
+    from minillama.recipe import read_recipe
+
+    if steps is None:
+        return {}
+    training = read_recipe(recipe)["training"]
+    return {
+        f"training.{key}": training[key] * steps // training["steps"]
+        for key in ("warmup_steps", "anneal_steps")
+        if key in training
+    }
 
 
 def train_on_text(

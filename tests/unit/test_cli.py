@@ -801,10 +801,14 @@ def test_train_on_a_text(tmp_path: Path) -> None:
     assert (again / weights).read_bytes() == (out / weights).read_bytes()
 
 
+RECIPE = Path(__file__).parents[2] / "data" / "tales.toml"
+
+
 def test_train_hands_a_recipe_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = pytest.importorskip("minillama.recipe")
+    from minillama import recipe
+
     asked: list[Any] = []
 
     class Ended:
@@ -815,12 +819,21 @@ def test_train_hands_a_recipe_on(
         return Ended
 
     monkeypatch.setattr(recipe, "train_from_toml", note)
-    (tmp_path / "a.toml").touch()
-    words = [str(tmp_path / "a.toml"), str(tmp_path / "out"), "--steps", "9"]
-    result = run("train", *words, "--kv-heads", "1")
+    out = tmp_path / "out"
+    result = run("train", str(RECIPE), str(out), "--kv-heads", "1")
     assert "the same command goes on from there" in result.stdout
-    changes = {"training.steps": 9, "model.n_kv_heads": 1}
-    assert asked == [(tmp_path / "a.toml", tmp_path / "out", changes)]
+    assert asked.pop() == (RECIPE, out, {"model.n_kv_heads": 1})
+    whole = recipe.read_recipe(RECIPE)["training"]
+    steps = whole["steps"] // 10
+    run("train", str(RECIPE), str(out), "--steps", str(steps))
+    assert asked.pop()[2] == {
+        "training.steps": steps,
+        "training.warmup_steps": whole["warmup_steps"] // 10,
+        "training.anneal_steps": whole["anneal_steps"] // 10,
+    }
+    for option in ("--dim 8 --layers 1 --heads 2 --seed 3", "--context 9 --batch 7"):
+        run("train", str(RECIPE), str(out), *option.split())
+        recipe.read_recipe(RECIPE, asked.pop()[2])  # every key is one that it knows
 
 
 @pytest.mark.parametrize(
