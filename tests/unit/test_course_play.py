@@ -197,6 +197,20 @@ def test_a_small_error_is_seen_though_the_tokens_are_the_same(played):
     assert result.logit_error > 1e-3
 
 
+def test_the_reply_is_made_not_read_off_the_librarys(played, folder):
+    answer = real_model._answer(folder, "the dog saw", 6)
+    whole = len(answer.ids + answer.new)
+
+    def slightly(q, k, v, mask):
+        return my_attend(q, k, v, mask) * 1.0005
+
+    def only_in_hindsight(q, k, v, mask):
+        return slightly(q, k, v, mask) * (q.shape[2] == whole)
+
+    assert played(attend=slightly).status == "logits"
+    assert played(attend=only_in_hindsight).first_difference == 0
+
+
 def test_the_models_own_attention_is_as_it_was_even_after_an_error(played):
     def breaks(x, cos, sin):
         return x @ cos.nothing

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -150,14 +151,18 @@ def test_no_room_and_no_rights_are_no_matter(file, monkeypatch, capsys):
     assert progress.load() == {}
 
 
-def test_two_kernels_lose_nothing_of_each_other(file):
+def test_kernels_lose_nothing_of_each_other(file):
     code = (
-        "import sys; from minillama.course import progress\n"
-        "for i in range(10): progress.record(f'{sys.argv[1]}.{i}', 'many', 'ok')"
+        "import sys, time; from minillama.course import progress\n"
+        "number, start = sys.argv[1], float(sys.argv[2])\n"
+        "time.sleep(max(0, start - time.time()))\n"
+        "for i in range(40): progress.record(f'{number}.{i}', 'many', 'ok')"
     )
-    kernels = [subprocess.Popen([sys.executable, "-c", code, n]) for n in "12"]
-    assert [kernel.wait(60) for kernel in kernels] == [0, 0]
-    assert len(json.loads(file.read_text())["checks"]) == 20
+    start = str(time.time() + 1)  # all at once
+    command = [sys.executable, "-c", code]
+    kernels = [subprocess.Popen([*command, number, start]) for number in "123"]
+    assert [kernel.wait(60) for kernel in kernels] == [0, 0, 0]
+    assert len(json.loads(file.read_text())["checks"]) == 120
 
 
 def test_progress_needs_no_torch():
