@@ -135,7 +135,11 @@ def _beginnings(smallest: float) -> Iterator[list[float]]:
 def _descend(error: Any, start: list[float]) -> tuple[float, Tensor]:
     x = torch.tensor(start, dtype=torch.float64).log().requires_grad_()
     descent = torch.optim.LBFGS(
-        [x], max_iter=500, tolerance_grad=1e-12, line_search_fn="strong_wolfe"
+        [x],
+        max_iter=500,
+        tolerance_grad=1e-12,
+        tolerance_change=1e-15,
+        line_search_fn="strong_wolfe",
     )
 
     def closure() -> Tensor:
@@ -145,8 +149,9 @@ def _descend(error: Any, start: list[float]) -> tuple[float, Tensor]:
         return value
 
     descent.step(closure)
-    value = float(error(x))
-    return (value if math.isfinite(value) else math.inf), x.detach()
+    best = x.detach()
+    value = error(best).item()
+    return (value if math.isfinite(value) else math.inf), best
 
 
 def main() -> None:

@@ -1,0 +1,56 @@
+"""The law of scaling: found again in runs that follow one; too few runs fix none."""
+
+import pytest
+
+from minillama.course.scaling import Law, Run, fit_law, measure, small_changes
+from minillama.course.tales.world import data_file
+from minillama.recipe import read_recipe
+
+TRUE = Law(floor=0.4, a=30.0, alpha=0.55, b=2000.0, beta=0.7)
+
+
+def runs_of(law, sizes=(20_000, 50_000, 120_000), tokens=(2e5, 5e5, 1e6, 2e6)):
+    return [
+        Run(0, 0, n, int(d), law.floor + law.a * n**-law.alpha + law.b * d**-law.beta)
+        for n in sizes
+        for d in tokens
+    ]
+
+
+def test_a_law_is_found_again_and_predicts_beyond_its_runs():
+    found = fit_law(runs_of(TRUE))
+    assert found.floor == pytest.approx(TRUE.floor, abs=0.02)
+    assert found.alpha == pytest.approx(TRUE.alpha, abs=0.05)
+    assert found.beta == pytest.approx(TRUE.beta, abs=0.05)
+    larger, longer = 250_000, 4_000_000
+    wanted = 0.4 + 30 * larger**-0.55 + 2000 * longer**-0.7
+    assert found.predict(larger, longer) == pytest.approx(wanted, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        [],
+        runs_of(TRUE)[:5],
+        runs_of(TRUE, sizes=(20_000,), tokens=range(100_000, 900_000, 100_000)),
+        runs_of(TRUE, sizes=range(10_000, 90_000, 10_000), tokens=(1e6,)),
+    ],
+)
+def test_too_few_runs_fix_no_law(runs):
+    with pytest.raises(ValueError, match="measure at least 6"):
+        fit_law(runs)
+
+
+def test_small_runs_change_the_width_and_the_length_alone():
+    recipe = read_recipe(data_file("tales.toml"), small_changes(32, 50))
+    assert recipe["model"]["dim"] == 32
+    assert recipe["model"]["ffn_dim"] == 96
+    assert recipe["model"]["n_layers"] == 4
+    assert recipe["training"]["steps"] == 50
+
+
+def test_a_run_is_measured():
+    run = measure(16, 4)
+    assert run.tokens == 4 * 16 * 160
+    assert run.dim == 16
+    assert 5 < run.loss < 7.2
