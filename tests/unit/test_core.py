@@ -101,6 +101,7 @@ def mutated(module: str, old: str, new: str) -> Iterator[None]:
     source = path.read_text()
     assert source.count(old) == 1, f"the line of this mutant is gone: {old}"
     before = {k: v for k, v in sys.modules.items() if k.startswith("minillama.")}
+    names = dict(vars(minillama))  # importing a module also binds it in its package
     config = sys.modules["minillama.config"]
     for name in before:
         del sys.modules[name]
@@ -121,6 +122,9 @@ def mutated(module: str, old: str, new: str) -> Iterator[None]:
         for name in [k for k in sys.modules if k.startswith("minillama.")]:
             del sys.modules[name]
         sys.modules.update(before)
+        for name in vars(minillama).keys() - names.keys():
+            delattr(minillama, name)
+        vars(minillama).update(names)
 
 
 def caught_by(checks: list[Callable[[], None]]) -> list[str]:
@@ -151,6 +155,7 @@ def test_a_mutant_is_gone_afterwards() -> None:
     with mutated(*MUTANTS["eps"]):
         assert sys.modules["minillama.norm"] is not before
     assert sys.modules["minillama.norm"] is before
+    assert minillama.norm is before  # type: ignore[attr-defined]
 
 
 def test_bfloat16_norm_takes_its_mean_in_float32() -> None:
