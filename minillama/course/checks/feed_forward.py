@@ -1,5 +1,6 @@
-"""Checks of notebook 05: SwiGLU."""
+"""Checks of notebook 05: SwiGLU, the block, the width of the feed-forward."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -120,4 +121,229 @@ check_feed_forward = Check(
     inputs=_inputs,
     solutions=(_Linears, _InPlace),
     mistakes=_MISTAKES,
+)
+
+
+# 5.3 block: the parts are handed in as functions
+
+Part = Callable[[Tensor], Tensor]
+
+
+def block(
+    x: Tensor, attention_norm: Part, attention: Part, ffn_norm: Part, feed_forward: Part
+) -> Tensor:
+    """One layer of Llama, made of its four parts."""
+    x = x + attention(attention_norm(x))
+    return x + feed_forward(ffn_norm(x))
+
+
+def _in_names(
+    x: Tensor, attention_norm: Part, attention: Part, ffn_norm: Part, feed_forward: Part
+) -> Tensor:
+    found = attention(attention_norm(x))
+    middle = x + found
+    computed = feed_forward(ffn_norm(middle))
+    return x + found + computed
+
+
+def _with_torch_add(
+    x: Tensor, attention_norm: Part, attention: Part, ffn_norm: Part, feed_forward: Part
+) -> Tensor:
+    for norm, part in ((attention_norm, attention), (ffn_norm, feed_forward)):
+        x = torch.add(part(norm(x)), x)
+    return x
+
+
+def _with_parts(theirs: Callable[..., Any]) -> Callable[..., Any]:
+    """Attention and feed-forward are a matrix each here, and one of them bends."""
+
+    def block(
+        x: Tensor,
+        attention_norm: Tensor,
+        attention: Tensor,
+        ffn_norm: Tensor,
+        feed_forward: Tensor,
+    ) -> Any:
+        def norm(weight: Tensor) -> Part:
+            return lambda x: F.rms_norm(x, x.shape[-1:], weight, 1e-5)
+
+        return theirs(
+            x,
+            norm(attention_norm),
+            lambda x: x @ attention.T,
+            norm(ffn_norm),
+            lambda x: F.relu(x @ feed_forward.T),
+        )
+
+    return block
+
+
+def _layers(rng: torch.Generator) -> Iterable[Case]:
+    yield (
+        torch.tensor([[1.0, 7.0]]),
+        torch.tensor([1.0, 2.0]),
+        torch.tensor([[1.0, 1.0], [0.0, 2.0]]),
+        torch.tensor([3.0, 1.0]),
+        torch.tensor([[0.0, 1.0], [1.0, 0.0]]),
+    )
+    odd = 2 * int(torch.randint(2, 5, (1,), generator=rng)) + 1
+    for shape in ((1, 3, 4), (2, 3, 6), (2, 2, odd)):
+        dim = shape[-1]
+        yield (
+            2 * torch.randn(shape, generator=rng) + 1,
+            torch.rand(dim, generator=rng) + 0.5,
+            torch.randn(dim, dim, generator=rng),
+            torch.rand(dim, generator=rng) + 0.5,
+            torch.randn(dim, dim, generator=rng),
+        )
+
+
+def _only_one_sum(
+    x: Tensor, attention_norm: Part, attention: Part, ffn_norm: Part, feed_forward: Part
+) -> Tensor:
+    middle = x + attention(attention_norm(x))
+    return feed_forward(ffn_norm(middle))
+
+
+def _forgetful(
+    x: Tensor, attention_norm: Part, attention: Part, ffn_norm: Part, feed_forward: Part
+) -> Tensor:
+    middle = x + attention(attention_norm(x))
+    return x + feed_forward(ffn_norm(middle))
+
+
+def _post_norm(
+    x: Tensor, attention_norm: Part, attention: Part, ffn_norm: Part, feed_forward: Part
+) -> Tensor:
+    x = attention_norm(x + attention(x))
+    return ffn_norm(x + feed_forward(x))
+
+
+def _normed_stream(
+    x: Tensor, attention_norm: Part, attention: Part, ffn_norm: Part, feed_forward: Part
+) -> Tensor:
+    x = attention_norm(x)
+    x = ffn_norm(x + attention(x))
+    return x + feed_forward(x)
+
+
+def _no_sums(
+    x: Tensor, attention_norm: Part, attention: Part, ffn_norm: Part, feed_forward: Part
+) -> Tensor:
+    return feed_forward(ffn_norm(attention(attention_norm(x))))
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+check_block = Check(
+    name="5.3",
+    title="block",
+    reference=block,
+    adapt=_with_parts,
+    inputs=_layers,
+    solutions=(_in_names, _with_torch_add),
+    mistakes={
+        "Nothing is added: each part takes the place of the stream. Llama adds what "
+        "each part found to the stream: x = x + part(norm(x)).": _no_sums,
+        "The stream is not added after attention. Llama adds what attention found to "
+        "it: x = x + attention(...).": lambda x, an, a, fn, f: _forgetful(
+            a(an(x)), an, lambda x: 0 * x, fn, f
+        ),
+        "The stream is not added after the feed-forward. Llama adds what it computed: "
+        "x + feed_forward(...).": _only_one_sum,
+        "What attention found is lost at the second sum. Llama adds the feed-forward "
+        "to the stream that has it already: name both sums x.": _forgetful,
+        "The norms stand after the sums (post-norm). Llama norms what a part reads and "
+        "leaves the stream alone: x + part(norm(x)).": _post_norm,
+        "The stream itself is normed. Llama hands a normed copy to the part and adds "
+        "to the stream as it was: x + part(norm(x)).": _normed_stream,
+        "What the parts give is normed, not what they read. In Llama the norm comes "
+        "first: part(norm(x)).": lambda x, an, a, fn, f: block(
+            x, _same, lambda x: an(a(x)), _same, lambda x: fn(f(x))
+        ),
+        "Both parts read the same x, side by side. In Llama the feed-forward reads "
+        "the stream that attention has added to.": lambda x, an, a, fn, f: (
+            x + a(an(x)) + f(fn(x))
+        ),
+        "The feed-forward comes first. In Llama attention gathers, then the "
+        "feed-forward works on it.": lambda x, an, a, fn, f: block(x, fn, f, an, a),
+        "The two norms are exchanged. attention_norm stands before attention, ffn_norm "
+        "before the feed-forward.": lambda x, an, a, fn, f: block(x, fn, a, an, f),
+        "Attention reads the stream without its norm. Llama norms what each part "
+        "reads.": lambda x, an, a, fn, f: block(x, _same, a, fn, f),
+        "The feed-forward reads the stream without its norm. Llama norms what each "
+        "part reads.": lambda x, an, a, fn, f: block(x, an, a, _same, f),
+        "Both parts read the stream without a norm. Llama norms what each part "
+        "reads.": lambda x, an, a, fn, f: block(x, _same, a, _same, f),
+    },
+)
+
+# 5.4 how wide the feed-forward is
+
+
+def ffn_width(dim: int, multiplier: float, multiple_of: int) -> int:
+    """Meta's rule: 8/3 of dim, times a factor, up to a round number."""
+    width = int(multiplier * (8 * dim // 3))
+    return -(-width // multiple_of) * multiple_of
+
+
+def _up_by_steps(dim: int, multiplier: float, multiple_of: int) -> int:
+    width = multiple_of
+    while width < int(dim * 4 * 2 / 3 * multiplier):
+        width += multiple_of
+    return width
+
+
+def _of(
+    round_to: Callable[[float, int], float], wide: float = 8 / 3
+) -> Callable[[int, float, int], int]:
+    """A wrong width: other rounding, or another factor of dim."""
+    return lambda dim, by, to: int(round_to(by * int(wide * dim + 1e-6), to))
+
+
+def _up(width: float, to: int) -> int:
+    return math.ceil(int(width) / to) * to
+
+
+def _sizes(rng: torch.Generator) -> Iterable[Case]:
+    yield 4096, 1.3, 1024  # Llama 3 8B
+    yield 8192, 1.3, 4096  # Llama 3 70B
+    yield 576, 1.0, 256  # SmolLM2: 1536, a multiple of 256 already
+    yield 4096, 1.0, 256  # Llama 2 7B
+    yield 64 * int(torch.randint(7, 99, (1,), generator=rng)), 1.3, 256
+
+
+check_ffn_width = Check(
+    name="5.4",
+    title="ffn_width",
+    reference=ffn_width,
+    inputs=_sizes,
+    solutions=(
+        _up_by_steps,
+        lambda dim, by, to: math.ceil(int(by * int(8 * dim / 3)) / to) * to,
+    ),
+    mistakes={
+        "The width is rounded down to the multiple. Llama rounds up.": _of(
+            lambda width, to: width // to * to
+        ),
+        "The width is rounded to the nearest multiple. Llama rounds up.": _of(
+            lambda width, to: round(width / to) * to
+        ),
+        "The width is not rounded to a multiple. Llama rounds up to one of "
+        "multiple_of.": _of(lambda width, to: width),
+        "A whole multiple is added even where the width is one already. Llama leaves "
+        "that as it is.": _of(lambda width, to: (width // to + 1) * to),
+        "The width is 4 times dim, as with two matrices. Llama has three, and takes "
+        "8/3.": _of(_up, 4),
+        "The width is 2/3 of dim. Llama takes 2/3 of 4 dim, which is 8/3 of it.": _of(
+            _up, 2 / 3
+        ),
+        "The multiplier is not used. Llama 3 widens by 1.3 before it rounds.": (
+            lambda dim, by, to: _up(8 * dim / 3, to)
+        ),
+        "The multiplier comes after the rounding. Llama multiplies first and rounds "
+        "last.": lambda dim, by, to: int(by * _up(8 * dim / 3, to)),
+    },
 )
