@@ -155,8 +155,11 @@ CHANGES: dict[str, tuple[Change, str]] = {
     ),
     "median": (all_long, "half of the cells have more than 6 lines: 7"),
     "silent": (
-        lambda book: [put(i, outputs=[])(book) for i in (4, 7)],
-        "the fourth cell in a row that shows nothing",
+        lambda book: [
+            put(4, outputs=[])(book),
+            put(6, outputs=[stream("1")])(book),
+        ],
+        "cell 10: the fourth cell in a row that shows nothing",
     ),
     "title": (prose("# 03 · ", "# 3 · "), "the title is not"),
     "need": (prose("**You need**", "You need"), "lacks **You need**"),

@@ -82,6 +82,7 @@ def test_faithful_quotes_pass(package: Path, tmp_path: Path) -> None:
         ("@cached\n", ""),
         ("    # anticlockwise\n", ""),
         ("cos(angle)", "cos(angle)\n\nprint(1)"),
+        ("x * math", "x  *  math"),
     ],
 )
 def test_drift(package: Path, tmp_path: Path, old: str, new: str) -> None:
@@ -120,6 +121,7 @@ def test_a_quote_twice(package: Path, tmp_path: Path) -> None:
         "%time\nclass Clock:\n    pass",
         "x = 1\nturn = lambda x: x",
         "# not @draft\ndef turn(x):\n    return x",
+        "x = 1\n# @draft\ny = 2\n\n\ndef turn(x):\n    return x",
     ],
 )
 def test_a_name_of_the_library_without_a_mark(
@@ -152,6 +154,13 @@ def test_a_definition_that_its_notebook_forgot(package: Path, tmp_path: Path) ->
     assert errors(package, path) == [
         "minillama.rope.Clock is quoted nowhere, and notebook 03 is there"
     ]
+
+
+def test_a_method_stands_for_no_short_class(package: Path, tmp_path: Path) -> None:
+    tick = "# @quote minillama.rope.Clock.tick\ndef tick(self):\n    # each second\n"
+    path = notebook(tmp_path, "03_rope", GOOD[0], tick + "    return 1")
+    (error,) = errors(package, path)
+    assert "Clock is quoted nowhere" in error
 
 
 def test_a_definition_whose_notebook_is_to_come(package: Path, tmp_path: Path) -> None:
