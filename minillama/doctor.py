@@ -122,32 +122,24 @@ def _torch(deep: bool) -> Finding:
 
 
 def _packages(deep: bool) -> Finding:
-    wanted = importlib.metadata.requires("minillama") or []
+    from packaging.requirements import Requirement
+
     lacking: list[str] = []
-    pairs = [_wanted(line) for line in wanted if "extra ==" not in line]
-    for name, least in pairs:
+    every = map(Requirement, importlib.metadata.requires("minillama") or ())
+    asked = [r for r in every if r.marker is None or r.marker.evaluate({"extra": ""})]
+    for wanted in asked:
         try:
-            version = importlib.metadata.version(name)
+            version = importlib.metadata.version(wanted.name)
         except importlib.metadata.PackageNotFoundError:
-            lacking.append(f"{name} is missing")
+            lacking.append(f"{wanted.name} is missing")
             continue
-        if _numbers(version) < _numbers(least):
-            lacking.append(f"{name} {version} is older than {least}")
+        if not wanted.specifier.contains(version, prereleases=True):
+            lacking.append(f"{wanted.name} {version} is not {wanted.specifier}")
     return Finding(
-        good=bool(pairs) and not lacking,
-        found="; ".join(lacking) or f"{len(pairs)} packages, all new enough",
+        good=bool(asked) and not lacking,
+        found="; ".join(lacking) or f"{len(asked)} packages, all new enough",
         remedy="pip install -c constraints.txt -e .",
     )
-
-
-def _wanted(line: str) -> tuple[str, str]:
-    match = re.match(r"([\w.-]+)\s*(?:>=\s*([\d.]+))?", line)
-    assert match is not None
-    return match[1], match[2] or "0"
-
-
-def _numbers(version: str) -> list[int]:
-    return [int(n) for n in re.findall(r"\d+", version.split("+")[0])[:3]]
 
 
 def _memory(deep: bool) -> Finding:

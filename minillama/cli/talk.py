@@ -87,7 +87,7 @@ def generate(
     sampler = _sampler(temperature, top_k, top_p, min_p, seed)
     model, tokenizer = _load(name, dtype, device)
     ids = prompt_ids(tokenizer, _text(prompt), chat=chat, system=system)
-    for step in stream(
+    steps = stream(
         model,
         ids,
         max_new_tokens=max_new_tokens,
@@ -95,9 +95,12 @@ def generate(
         stop_ids=tokenizer.stop_ids,
         stop_strings=stop or (),
         tokenizer=tokenizer,
-    ):
-        screen.say(step.text, end="")
-    screen.say()
+    )
+    try:
+        for step in steps:
+            screen.say(step.text, end="")
+    finally:
+        screen.say()
 
 
 def chat(
