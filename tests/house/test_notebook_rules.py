@@ -26,10 +26,11 @@ def picture(alt: str = CAPTION.removeprefix("Figure: ")) -> Node:
     )
 
 
-def sound(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[nb.Page, Path]:
-    """A notebook with which no rule finds fault."""
-    monkeypatch.setattr(nb, "FOLDER", folder)
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The text of a notebook with which no rule finds fault."""
     page = nb.Page("03")
+    page.path = tmp_path_factory.mktemp("made") / "03_rope.ipynb"
     page.head("Turning", promise="P.", need="N", build="B", read=1, code=1)
     page.code("print(1)\nassert True")
     page.text("**Predict, then run.** What comes out? " + "word " * 150)
@@ -54,8 +55,7 @@ def sound(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[nb.Page, Path]
     page.sources("RoFormer (arXiv 2104.09864)")
     page.next("On.")
     page.save()
-    path = folder / "03_rope.ipynb"
-    book = anatomy.Notebook(path)
+    book = anatomy.Notebook(page.path)
     for count, cell in enumerate(book.code, 1):
         cell.node.execution_count = count
     book.code[0].node.outputs = [stream("1\n")]
@@ -64,7 +64,14 @@ def sound(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[nb.Page, Path]
         cell.node.outputs = [stream("not attempted yet: 3.1\n")]
     notebooks.tidy(book)
     notebooks.save(book)
-    return page, path
+    return page.path.read_text("utf-8")
+
+
+@pytest.fixture
+def sound(made: str, tmp_path: Path) -> Path:
+    path = tmp_path / "03_rope.ipynb"
+    path.write_text(made, "utf-8")
+    return path
 
 
 Change = Callable[[anatomy.Notebook], object]
@@ -77,8 +84,8 @@ def broken(path: Path, change: Change) -> list[str]:
     return anatomy.lint(path)
 
 
-def test_a_sound_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert anatomy.lint(sound(tmp_path, monkeypatch)[1]) == []
+def test_a_sound_notebook(sound: Path) -> None:
+    assert anatomy.lint(sound) == []
 
 
 def put(i: int, **fields: object) -> Change:
@@ -201,26 +208,20 @@ CHANGES: dict[str, tuple[Change, str]] = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_each_rule_is_held(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_rule_is_held(name: str, sound: Path) -> None:
     change, message = CHANGES[name]
-    found = broken(sound(tmp_path, monkeypatch)[1], change)
+    found = broken(sound, change)
     assert any(message in line for line in found), found
 
 
-def test_the_users_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = sound(tmp_path, monkeypatch)[1]
+def test_the_users_name(sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(anatomy.getpass, "getuser", lambda: "lovelace")
-    found = broken(path, put(0, outputs=[stream("saved by lovelace\n")]))
+    found = broken(sound, put(0, outputs=[stream("saved by lovelace\n")]))
     assert found == ["03_rope.ipynb, cell 1: its output names the user"]
 
 
-def test_the_welcome_builds_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = sound(tmp_path, monkeypatch)[1]
-    welcome = path.rename(tmp_path / "00_welcome.ipynb")
+def test_the_welcome_builds_nothing(sound: Path) -> None:
+    welcome = sound.rename(sound.with_name("00_welcome.ipynb"))
 
     def change(book: anatomy.Notebook) -> None:
         prose("# 03 · ", "# 00 · ")(book)
@@ -231,12 +232,11 @@ def test_the_welcome_builds_nothing(
     assert broken(welcome, change) == []
 
 
-def test_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = sound(tmp_path, monkeypatch)[1]
+def test_the_figures(sound: Path) -> None:
     figures = dict(
         zip(
             notebooks.COLUMNS,
-            notebooks.figures_of(anatomy.Notebook(path)),
+            notebooks.figures_of(anatomy.Notebook(sound)),
             strict=True,
         )
     )
