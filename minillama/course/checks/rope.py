@@ -349,8 +349,8 @@ check_scale_frequencies = Check(
         "The factor 8 is written out. Llama 3.2 slows by 32: take scaling.factor.": (
             lambda f, s: scale_frequencies(f, replace(s, factor=8.0))
         ),
-        "The old context of 8192 is written out. Take it from "
-        "scaling.original_max_seq_len, which is Llama's own length of training.": (
+        "The old context of 8192 is written out. Llama reads it from its config: take "
+        "scaling.original_max_seq_len.": (
             lambda f, s: scale_frequencies(f, replace(s, original_max_seq_len=8192))
         ),
         "The slow clocks are multiplied by factor. Llama 3.1 divides: they shall turn "
