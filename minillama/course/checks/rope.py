@@ -36,6 +36,26 @@ def _both_minus(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return _weave(even * cos - odd * sin, odd * cos - even * sin, x)
 
 
+def _both_plus(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    even, odd = x[..., 0::2], x[..., 1::2]
+    return _weave(even * cos + odd * sin, odd * cos + even * sin, x)
+
+
+def _second_first(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    even, odd = x[..., 0::2], x[..., 1::2]
+    return _weave(even * sin + odd * cos, even * cos - odd * sin, x)
+
+
+def _halves_woven(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, -1)
+    return _weave(first * cos - second * sin, first * sin + second * cos, x)
+
+
+def _repeated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    cos, sin = cos.repeat(1, 2), sin.repeat(1, 2)
+    return (x * cos + _weave(-x[..., 1::2], x[..., 0::2], x) * sin).type_as(x)
+
+
 def _overwritten(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     even, odd = x[..., 0::2], x[..., 1::2]
     even = even * cos - odd * sin
@@ -53,6 +73,11 @@ def _wide(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def _complex(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)).contiguous())
     return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2).type_as(x)
+
+
+def _interleaved(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    cos, sin = cos.repeat_interleave(2, -1), sin.repeat_interleave(2, -1)
+    return (x * cos + _weave(-x[..., 1::2], x[..., 0::2], x) * sin).type_as(x)
 
 
 def _by_hand(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -82,7 +107,7 @@ check_apply_rope = Check(
     title="apply_rope",
     reference=apply_rope,
     inputs=_turns,
-    solutions=(_complex, _by_hand),
+    solutions=(_complex, _interleaved, _by_hand),
     mistakes={
         "You pair number i with number i + Dh/2. Meta's Llama pairs neighbours: "
         "0 with 1, 2 with 3.": _halves,
@@ -92,6 +117,17 @@ check_apply_rope = Check(
         "Llama weaves them again: first, second, first, second.": _unwoven,
         "Both lines have a minus, so the pair is not turned but mirrored. Llama has "
         "plus in the second: even*sin + odd*cos.": _both_minus,
+        "Both lines have a plus. Llama has minus in the first: even*cos - odd*sin.": (
+            _both_plus
+        ),
+        "The turning is right, but the second of each pair stands first. Llama keeps "
+        "the order within a pair.": _second_first,
+        "Number i is paired with number i + Dh/2, and the two are then woven as "
+        "neighbours. Meta's Llama takes neighbours, x[..., 0::2] and x[..., 1::2].": (
+            _halves_woven
+        ),
+        "cos and sin are repeated as a whole: clocks 0, 1, 2, 0, 1, 2. In Llama "
+        "neighbours share a clock: 0, 0, 1, 1, 2, 2 (repeat_interleave).": _repeated,
         "The second of a pair is made from the already turned first. Llama computes "
         "both from the old pair.": _overwritten,
         "Only cos is used, so vectors shrink. Llama's turning keeps every length: sin "
@@ -155,6 +191,14 @@ check_rope_frequencies = Check(
         "one radian a token.": lambda head_dim, theta: (
             theta ** (-(torch.arange(0, head_dim, 2) + 2) / head_dim)
         ),
+        "The exponents run from 0 to -1, both included. Llama divides 2i by head_dim, "
+        "so the last exponent stops short of -1.": lambda head_dim, theta: (
+            theta ** -torch.linspace(0, 1, head_dim // 2)
+        ),
+        "2i is divided by head_dim with //, which rounds to whole numbers. Llama's "
+        "exponents are fractions: divide with /.": lambda head_dim, theta: (
+            theta ** (-torch.arange(0, head_dim, 2) // head_dim)
+        ).float(),
         "theta is not used: 10000 is written out, the base of older models. Llama 3 "
         "takes the base that it is given.": lambda head_dim, theta: (
             10_000.0 ** (-torch.arange(0, head_dim, 2) / head_dim)
@@ -290,6 +334,25 @@ def _multiplied(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
     return frequencies * (kept + (1 - kept) * scaling.factor)
 
 
+def _blend_of_periods(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+    kept = _kept(frequencies, scaling)
+    return frequencies / (kept + (1 - kept) * scaling.factor)
+
+
+def _by_period(frequencies: Tensor, s: RopeScaling) -> Tensor:
+    period = 2 * math.pi / frequencies
+    long, short = (
+        s.original_max_seq_len / limit
+        for limit in (s.low_freq_factor, s.high_freq_factor)
+    )
+    return _scaling(frequencies, s, ((long - period) / (long - short)).clamp(0, 1))
+
+
+def _span_of_high(frequencies: Tensor, s: RopeScaling) -> Tensor:
+    share = _turned(frequencies, s) - s.low_freq_factor
+    return _scaling(frequencies, s, (share / s.high_freq_factor).clamp(0, 1))
+
+
 def _three_ranges(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
     period = 2 * math.pi / frequencies
     old = scaling.original_max_seq_len
@@ -346,6 +409,12 @@ check_scale_frequencies = Check(
         "divided, above high all is kept.": _extrapolates,
         "Turns are counted without 2 pi. A clock of f radians a token turns "
         "length * f / (2 pi) times, and that is what Llama 3.1 compares.": _no_two_pi,
+        "The blend is one of periods (1 / frequency). Llama 3.1 blends the frequencies "
+        "themselves.": _blend_of_periods,
+        "The blend is linear in the period, tokens a turn. In Llama 3.1 it is linear in "
+        "the turns within the old context.": _by_period,
+        "The share is divided by high_freq_factor alone. Llama 3.1 divides by the way "
+        "from low to high: high_freq_factor - low_freq_factor.": _span_of_high,
         "The factor 8 is written out. Llama 3.2 slows by 32: take scaling.factor.": (
             lambda f, s: scale_frequencies(f, replace(s, factor=8.0))
         ),
@@ -388,6 +457,10 @@ def _columns(weight: Tensor, n_heads: int) -> Tensor:
     return torch.cat((weight[:, 0::2], weight[:, 1::2]), 1)
 
 
+def _heads_for_pairs(weight: Tensor, n_heads: int) -> Tensor:
+    return weight.unflatten(0, (n_heads, -1, 2)).transpose(0, 1).flatten(0, 2)
+
+
 def _heads_inside(weight: Tensor, n_heads: int) -> Tensor:
     return weight.unflatten(0, (-1, 2, n_heads)).permute(2, 1, 0, 3).flatten(0, 2)
 
@@ -426,6 +499,8 @@ check_to_halves = Check(
         ),
         "The rows of all heads are taken as if the heads alternated. In Llama's files "
         "each head's rows lie together.": _heads_inside,
+        "Heads and pairs have changed places. Llama keeps the heads where they are: "
+        "change pairs with the two of a pair, axes 1 and 2.": _heads_for_pairs,
         "The matrix is reordered but has kept its extra axes. The Linear wants "
         "(n_heads * head_dim, dim): flatten it again.": lambda w, n: w.unflatten(
             0, (n, -1, 2)
