@@ -411,8 +411,8 @@ check_scale_frequencies = Check(
         "length * f / (2 pi) times, and that is what Llama 3.1 compares.": _no_two_pi,
         "The blend is one of periods (1 / frequency). Llama 3.1 blends the frequencies "
         "themselves.": _blend_of_periods,
-        "The blend is linear in the period, tokens a turn. In Llama 3.1 it is linear in "
-        "the turns within the old context.": _by_period,
+        "The blend is linear in the period, tokens a turn. In Llama 3.1 it is linear "
+        "in the turns within the old context.": _by_period,
         "The share is divided by high_freq_factor alone. Llama 3.1 divides by the way "
         "from low to high: high_freq_factor - low_freq_factor.": _span_of_high,
         "The factor 8 is written out. Llama 3.2 slows by 32: take scaling.factor.": (
