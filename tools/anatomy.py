@@ -192,6 +192,8 @@ def outputs_are_stored(nb: Notebook) -> Iterator[Problem]:
                 yield cell, f"ends in {output.ename}"
         if set(cell.node.metadata) - {"tags", "jupyter"}:
             yield cell, "has metadata that changes from run to run"
+        if cell.source.rstrip().endswith(";"):
+            yield cell, "ends in a semicolon: Jupyter is silent then, and nbval is not"
 
 
 @rule

@@ -131,6 +131,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
         put(0, metadata=nbformat.from_dict({"execution": {}})),
         "changes from run to run",
     ),
+    "semicolon": (put(0, source="plot();\n"), "ends in a semicolon"),
     "home": (put(0, outputs=[stream("/home/ada/x")]), "somebody's machine: /home/a"),
     "home in code": (put(0, source='open("/Users/ada/x")'), "somebody's machine"),
     "windows": (put(0, outputs=[stream(r"C:\Users")]), "somebody's machine"),
