@@ -8,9 +8,9 @@ gives them to a notebook, `fit_law` finds the law that they follow.
 
 import argparse
 import math
-import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +18,16 @@ import torch
 from torch import Tensor
 
 from minillama.course.tales.world import data_file, tomllib
-from minillama.recipe import prepare, read_recipe
+from minillama.recipe import prepare
 
 if TYPE_CHECKING:
     from minillama.train import Progress
 
-WIDTHS = (16, 24, 32, 48)
-STEPS = (75, 150, 300, 600)
+WIDTHS = (16, 32, 48)
+STEPS = (100, 200, 400)
+# What the notebook trains itself, and predicts from the nine smaller runs: about a
+# minute of one core.
+TARGET = (64, 500)
 
 
 @dataclass(frozen=True)
@@ -40,22 +43,24 @@ class Run:
 
 @dataclass(frozen=True)
 class Law:
-    """loss = floor + a / params^alpha + b / tokens^beta.
+    """loss = floor + a / (params^alpha tokens^beta).
 
-    The floor is what no model can know: which name or thing a tale picks. Source:
-    Hoffmann et al., arXiv 2203.15556, equation 2; Llama 3 fits a law of the same family
-    to choose its 405B (arXiv 2407.21783, section 3.2.1).
+    The floor is what no model can know: which name or thing a tale picks. In runs as
+    short as these, size and tokens multiply: with alpha = beta this is a law of compute
+    alone, since training takes about 6 x params x tokens operations (Kaplan et al.,
+    arXiv 2001.08361; Llama 3 plots its runs so, arXiv 2407.21783, section 3.2.1). In
+    runs long enough to level off, size and tokens each set a limit of their own, and
+    the two terms are added (Hoffmann et al., arXiv 2203.15556).
     """
 
     floor: float
     a: float
     alpha: float
-    b: float
     beta: float
 
     def predict(self, params: int, tokens: int) -> float:
         """The held-out loss to expect of a model that was not among the runs."""
-        return self.floor + self.a / params**self.alpha + self.b / tokens**self.beta
+        return self.floor + self.a / (params**self.alpha * tokens**self.beta)
 
 
 def small_changes(dim: int, steps: int) -> dict[str, Any]:
@@ -99,14 +104,14 @@ def read_runs(path: str | Path | None = None) -> list[Run]:
 def fit_law(runs: Sequence[Run]) -> Law:
     """The law that fits the runs best, by least squares of log(loss).
 
-    Fitted over logarithms, so that all five numbers stay positive, from several
+    Fitted over logarithms, so that all four numbers stay positive, from several
     beginnings, since the valley is flat. Needs six runs, of several sizes and lengths.
     """
     sizes, lengths = {r.params for r in runs}, {r.tokens for r in runs}
     if len(runs) < 6 or len(sizes) < 2 or len(lengths) < 2:
         raise ValueError(
             f"{len(runs)} runs of {len(sizes)} sizes and {len(lengths)} lengths do not "
-            "fix five numbers: measure at least 6, of 2 sizes and 2 lengths"
+            "fix four numbers: measure at least 6, of 2 sizes and 2 lengths"
         )
     params = torch.tensor([r.params for r in runs], dtype=torch.float64)
     tokens = torch.tensor([r.tokens for r in runs], dtype=torch.float64)
@@ -114,22 +119,22 @@ def fit_law(runs: Sequence[Run]) -> Law:
     scale = params.mean().item(), tokens.mean().item()
 
     def error(x: Tensor) -> Tensor:
-        floor, a, alpha, b, beta = x.exp()
-        fit = floor + a * (params / scale[0]) ** -alpha
-        fit = fit + b * (tokens / scale[1]) ** -beta
+        floor, a, alpha, beta = x.exp()
+        near = (params / scale[0]) ** alpha * (tokens / scale[1]) ** beta
+        fit = floor + a / near
         return (fit.log() - loss.log()).square().mean()
 
     fits = [_descend(error, start) for start in _beginnings(float(loss.min()))]
     _, best = min(fits, key=lambda fit: fit[0])
-    floor, a, alpha, b, beta = best.exp().tolist()
+    floor, a, alpha, beta = best.exp().tolist()
     # Back from the scaled units, in which all numbers are near one.
-    return Law(floor, a * scale[0] ** alpha, alpha, b * scale[1] ** beta, beta)
+    return Law(floor, a * scale[0] ** alpha * scale[1] ** beta, alpha, beta)
 
 
 def _beginnings(smallest: float) -> Iterator[list[float]]:
     for share in (0.5, 0.9):
         for power in (0.3, 1.0, 2.0):
-            yield [smallest * share, 0.1, power, 0.1, power]
+            yield [smallest * share, 0.1, power, power]
 
 
 def _descend(error: Any, start: list[float]) -> tuple[float, Tensor]:
@@ -156,23 +161,18 @@ def _descend(error: Any, start: list[float]) -> tuple[float, Tensor]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure runs of several sizes.")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
-    recipe = read_recipe(data_file("tales.toml"))
-    window = recipe["batches"]
     print("# Held-out loss (nats a token) of small Llamas trained on tales.")
     print("# Made by: python -m minillama.course.scaling > data/scaling.toml")
-    print(f"# PyTorch {torch.__version__.split('+')[0]}, on a CPU; {window} a step.")
-    for dim in WIDTHS:
-        for steps in STEPS:
-            run = measure(dim, steps)
-            print(
-                f"[[runs]]\ndim = {run.dim}\nsteps = {run.steps}\n"
-                f"params = {run.params}\ntokens = {run.tokens}\nloss = {run.loss}",
-                flush=True,
-            )
-            print(run, file=sys.stderr)
+    print(
+        f"# PyTorch {torch.__version__.split('+')[0]}, CPU, {asked.threads} thread(s)"
+    )
+    for dim, steps in (*product(WIDTHS, STEPS), TARGET):
+        print("\n[[runs]]")
+        for name, value in asdict(measure(dim, steps)).items():
+            print(f"{name} = {value}", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,16 +2,24 @@
 
 import pytest
 
-from minillama.course.scaling import Law, Run, fit_law, measure, small_changes
+from minillama.course.scaling import (
+    TARGET,
+    Law,
+    Run,
+    fit_law,
+    measure,
+    read_runs,
+    small_changes,
+)
 from minillama.course.tales.world import data_file
 from minillama.recipe import read_recipe
 
-TRUE = Law(floor=0.4, a=30.0, alpha=0.55, b=2000.0, beta=0.7)
+TRUE = Law(floor=0.4, a=4e6, alpha=0.55, beta=0.8)
 
 
 def runs_of(law, sizes=(20_000, 50_000, 120_000), tokens=(2e5, 5e5, 1e6, 2e6)):
     return [
-        Run(0, 0, n, int(d), law.floor + law.a * n**-law.alpha + law.b * d**-law.beta)
+        Run(0, 0, n, int(d), law.floor + law.a * n**-law.alpha * d**-law.beta)
         for n in sizes
         for d in tokens
     ]
@@ -23,7 +31,7 @@ def test_a_law_is_found_again_and_predicts_beyond_its_runs():
     assert found.alpha == pytest.approx(TRUE.alpha, abs=0.05)
     assert found.beta == pytest.approx(TRUE.beta, abs=0.05)
     larger, longer = 250_000, 4_000_000
-    wanted = 0.4 + 30 * larger**-0.55 + 2000 * longer**-0.7
+    wanted = 0.4 + 4e6 * larger**-0.55 * longer**-0.8
     assert found.predict(larger, longer) == pytest.approx(wanted, abs=0.005)
 
 
@@ -54,3 +62,16 @@ def test_a_run_is_measured():
     assert run.tokens == 4 * 16 * 160
     assert run.dim == 16
     assert 5 < run.loss < 7.2
+
+
+def test_the_smaller_runs_predict_the_largest():
+    runs = read_runs()
+    [target] = [run for run in runs if (run.dim, run.steps) == TARGET]
+    smaller = [run for run in runs if run.dim < target.dim]
+    assert len(smaller) == 9
+    law = fit_law(smaller)
+    for run in smaller:
+        assert law.predict(run.params, run.tokens) == pytest.approx(run.loss, rel=0.12)
+    guess = law.predict(target.params, target.tokens)
+    assert guess == pytest.approx(target.loss, rel=0.1)
+    assert 0.3 < law.floor < target.loss
