@@ -95,8 +95,8 @@ class Splitter:
     def settled(self, text: str, specials: "Specials | None" = None) -> int:
         """How many characters of `text` split the same whatever text follows.
 
-        A run of white space makes three pieces at most, and all else depends on one
-        character more, so the last three pieces wait, and everything that a special
+        White space at the end makes two pieces at most, and all else depends on one
+        character more. So the last two pieces wait, and everything that a special
         token, begun at the end, could still change.
         """
         longest = specials.longest if specials else 0
@@ -104,7 +104,7 @@ class Splitter:
         limit = len(text) - MARGIN - 2 * (longest + 1)
         pieces = self.split(text[start:])
         ends = list(accumulate(map(len, pieces), initial=start))
-        count = max(0, len(pieces) - 3)
+        count = max(0, len(pieces) - 2)
         while ends[count] > limit or not self._may_end(
             pieces[max(0, count - 3) : count]
         ):

@@ -5,14 +5,13 @@ text here is data: a chat template is read and handed on, never run.
 """
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from minillama.bpe import Pair, by_order, last_split
+from minillama.bpe import Pair
 from minillama.splitting import GPT2_PATTERN, LLAMA3_PATTERN, SMOLLM2_PATTERN
 from minillama.vocabulary import Vocabulary, read_json, write_json
 
@@ -64,7 +63,7 @@ def _from_letters(
         raise ValueError(f"{path} lists a merge twice")
     if whole.whole_pieces and pairs == _every_split(ranks):
         return replace(whole, merges=None)
-    return replace(whole, merges=_one_a_token(pairs))
+    return whole
 
 
 def _every_split(ranks: Mapping[bytes, int]) -> list[Pair]:
@@ -80,18 +79,6 @@ def _splits(token: bytes, ranks: Mapping[bytes, int]) -> list[int]:
     places = range(1, len(token))
     known = [at for at in places if token[:at] in ranks and token[at:] in ranks]
     return sorted(known, key=lambda at: (ranks[token[:at]], ranks[token[at:]]))
-
-
-def _one_a_token(pairs: list[Pair]) -> list[Pair]:
-    """Leave out merges that can never happen: of a token's pairs, one ever meets."""
-    makers = Counter(left + right for left, right in pairs)
-    rank_of = by_order(pairs)
-    return [
-        pair
-        for pair in pairs
-        if makers[token := pair[0] + pair[1]] == 1
-        or tuple(last_split(token, rank_of)) == pair
-    ]
 
 
 # -- GGUF ----------------------------------------------------------------------------

@@ -11,17 +11,18 @@ import tracemalloc
 import unicodedata
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import gguf
 import pytest
 import regex
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from minillama import splitting
-from minillama.splitting import meta_cuts
+from minillama.splitting import Splitter, meta_cuts
 from minillama.tokenizer import (
     GPT2_PATTERN,
     LLAMA3_PATTERN,
@@ -208,8 +209,15 @@ def test_tiktoken_is_not_taken_where_it_cannot_follow() -> None:
     assert tokenizer.encode("abc") == [97, 257]
     with pytest.raises(ValueError, match="order of ids"):
         tokenizer.engine = "tiktoken"
+    # Whole pieces, but not any way to a token: tiktoken would find "abc" in "xabc".
+    ranks[b"abc"] = 258
+    merges = [(b"a", b"b"), (b"b", b"c")]
+    some = Tokenizer(Vocabulary(ranks=ranks, merges=merges, whole_pieces=True))
+    assert some.engine == "ours"
+    assert some.encode("abc") == [258]
+    assert some.encode("xabc") == [120, 256, 99]
     with pytest.raises(ValueError, match="'ours' or 'tiktoken'"):
-        tokenizer.engine = "fast"
+        some.engine = "fast"
 
 
 def without_some_bytes() -> Tokenizer:
@@ -405,6 +413,7 @@ def test_flush_ends_a_stream(small: Tokenizer) -> None:
     ).map("".join),
     chunk=st.integers(1, 20),
 )
+@example(text="  <|end|>     \t", chunk=1)
 @pytest.mark.parametrize("name", ["llama3", "gpt2", "smollm2"])
 def test_a_file_has_the_ids_of_its_text(
     tmp_path_factory: pytest.TempPathFactory, name: str, text: str, chunk: int
@@ -423,6 +432,27 @@ def test_a_file_has_the_ids_of_its_text(
         for allowed in ((), "all", {"<|end|>"}):
             whole = tokenizer.encode(text, allowed_special=allowed)
             assert list(tokenizer.encode_file(path, allowed)) == whole
+
+
+@pytest.mark.parametrize("pattern", list(PATTERNS.values()))
+def test_what_is_settled_splits_the_same_whatever_follows(
+    monkeypatch: pytest.MonkeyPatch, pattern: str
+) -> None:
+    """Every short text. Pieces are compared: most have the same ids cut or whole."""
+    monkeypatch.setattr(splitting, "MARGIN", 0)
+    splitter = Splitter(pattern)
+    for letters in product(" \n1s'!", repeat=5):
+        text = "".join(letters)
+        whole = splitter.split(text)
+        for seen in range(3, 5):
+            end = splitter.settled(text[:seen])
+            assert splitter.split(text[:end]) + splitter.split(text[end:]) == whole
+
+
+def test_settled_does_not_wait_for_ever() -> None:
+    text = "One llama, two llamas.  \n\n 1234 " * 100
+    for pattern in PATTERNS.values():
+        assert len(text) - Splitter(pattern).settled(text) < splitting.MARGIN + 20
 
 
 @pytest.mark.parametrize("chunk", range(1500, 1524))
@@ -457,10 +487,12 @@ def test_a_refused_special_token_in_a_file(
     small: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "special.txt"
-    path.write_text("some words <|end|> " * 3)
-    monkeypatch.setattr(splitting, "CHUNK", 13)
-    with pytest.raises(ValueError, match="spells"):
-        list(small.encode_file(path, disallowed_special="all"))
+    path.write_text("some words <|end|> and on and on and on")
+    monkeypatch.setattr(splitting, "MARGIN", 0)
+    for chunk in range(1, 20):
+        monkeypatch.setattr(splitting, "CHUNK", chunk)
+        with pytest.raises(ValueError, match="spells"):
+            list(small.encode_file(path, disallowed_special="all"))
 
 
 def test_files_that_cannot_be_read(small: Tokenizer, tmp_path: Path) -> None:
