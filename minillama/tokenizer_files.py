@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from minillama.bpe import Pair
 from minillama.splitting import GPT2_PATTERN, LLAMA3_PATTERN, SMOLLM2_PATTERN
@@ -250,7 +250,7 @@ def _hf_split(pattern: str) -> dict[str, Any]:
 
 
 def _hf_name(token: Any) -> str | None:
-    return token["content"] if isinstance(token, dict) else token
+    return cast(Any, token)["content"] if isinstance(token, dict) else token
 
 
 def _hf_first_token(processor: dict[str, Any] | None) -> str | None:
@@ -267,8 +267,8 @@ def _hf_template(folder: Path, config: dict[str, Any]) -> str | None:
         return beside.read_text("utf-8")
     said = config.get("chat_template")
     if isinstance(said, list):
-        named = {one["name"]: one["template"] for one in said}
-        return named.get("default")
+        several = cast(list[dict[str, str]], said)
+        return {one["name"]: one["template"] for one in several}.get("default")
     return said
 
 

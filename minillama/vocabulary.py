@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from minillama.bpe import Pair
 from minillama.splitting import LLAMA3_PATTERN
@@ -225,17 +225,15 @@ def read_saved(path: Path) -> Vocabulary:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; ValueError for a file that is none, or not whole."""
+    content = read_bytes(path)
     try:
-        said = json.loads(read_bytes(path))
+        said = json.loads(content)
     except (ValueError, RecursionError) as error:
-        if isinstance(
-            error, (json.JSONDecodeError, UnicodeDecodeError, RecursionError)
-        ):
-            raise ValueError(f"{path} is not whole JSON: {error}") from None
-        raise
+        raise ValueError(f"{path} is not whole JSON: {error}") from None
     if not isinstance(said, dict):
         raise ValueError(f"{path} holds no JSON object")
-    return said
+    return cast(dict[str, Any], said)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
