@@ -171,15 +171,16 @@ class Sampler:
     ) -> Float[Tensor, "B V"]:
         """The logits that are drawn from: penalised, tempered, filtered."""
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if self.repetition_penalty != 1:
+            if history is None:
+                raise ValueError("a repetition penalty needs the history of each row")
+            logits = penalise_repeats(logits, history, self.repetition_penalty)
+        # Only now: the penalty may have pushed a huge logit over the edge.
         if not logits.amax(-1).isfinite().all():
             raise ValueError(
                 "the logits of a row are NaN or infinite, so no token can be chosen: "
                 "the model's weights or its dtype are broken"
             )
-        if self.repetition_penalty != 1:
-            if history is None:
-                raise ValueError("a repetition penalty needs the history of each row")
-            logits = penalise_repeats(logits, history, self.repetition_penalty)
         if self.temperature == 0:
             return logits
         logits = (logits - logits.amax(-1, keepdim=True)) / self.temperature

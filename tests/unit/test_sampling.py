@@ -221,8 +221,9 @@ def test_shares_that_float32_would_lose(monkeypatch: pytest.MonkeyPatch) -> None
     assert draw(probs, generators(0)).tolist() == [500]
 
 
+# 1e37: ten times as much, the most that a penalty here makes of it, is still finite.
 LOGIT = st.one_of(
-    st.floats(-1e4, 1e4), st.floats(-3, 3), st.sampled_from([-INF, 0.0, 1e38, -1e38])
+    st.floats(-1e4, 1e4), st.floats(-3, 3), st.sampled_from([-INF, 0.0, 1e37, -1e37])
 )
 SETTINGS = st.fixed_dictionaries(
     {
@@ -257,6 +258,15 @@ def test_never_a_token_that_was_ruled_out(
         for row, id in enumerate(sampler(logits, histories).tolist()):
             assert limited[row, id] > -INF
             assert logits[row, id] > -INF
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_a_penalty_that_makes_a_logit_infinite_is_refused(temperature: float) -> None:
+    sampler = Sampler(temperature=temperature, repetition_penalty=0.25)
+    logits = torch.tensor([[0.0, 1e38, 0.0]])  # 4e38 is more than float32 holds
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        sampler(logits, [[1]])
+    assert sampler(logits, [[0]]).item() == 1
 
 
 # The sampler
