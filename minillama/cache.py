@@ -32,11 +32,11 @@ class KVCache:
         device: torch.device | str = "cpu",
     ) -> "list[KVCache]":
         """One empty cache a layer, for `max_seq_len` tokens (the whole context)."""
-        tokens = max_seq_len or config.max_seq_len
-        if tokens > config.max_seq_len:
+        tokens = config.max_seq_len if max_seq_len is None else max_seq_len
+        if not 1 <= tokens <= config.max_seq_len:
             raise ValueError(
-                f"a cache for {tokens} tokens is more than the context of this model, "
-                f"{config.max_seq_len}: ask for fewer"
+                f"a cache for {tokens} tokens: this model's context is "
+                f"{config.max_seq_len}, so ask for 1 to {config.max_seq_len}"
             )
         shape = (batch, config.n_kv_heads, tokens, config.head_dim)
         return [cls(shape, dtype, device) for _ in range(config.n_layers)]

@@ -229,11 +229,18 @@ class LlamaConfig:
         )
 
     def to_hf(self) -> dict[str, Any]:
-        """The Hugging Face `config.json` of this architecture."""
+        """The Hugging Face `config.json` of this architecture.
+
+        RoPE stands in both spellings: transformers 4 reads the older one alone, and
+        would else take a base of 10,000 in silence.
+        """
         rope: dict[str, Any] = {"rope_type": "default", "rope_theta": self.rope_theta}
         if self.rope_scaling is not None:
             rope |= asdict(self.rope_scaling) | {"rope_type": "llama3"}
             rope["original_max_position_embeddings"] = rope.pop("original_max_seq_len")
+        older: dict[str, Any] = {"rope_theta": self.rope_theta}
+        if self.rope_scaling is not None:
+            older["rope_scaling"] = {k: v for k, v in rope.items() if k != "rope_theta"}
         return {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
@@ -251,6 +258,7 @@ class LlamaConfig:
             "attention_bias": False,
             "mlp_bias": False,
             "rope_parameters": rope,
+            **older,
         }
 
 

@@ -152,6 +152,8 @@ def _write_shards(
             for name in names
         }
         save_file(tensors, folder / file, metadata={"format": "pt"})
+        # safetensors writes for its owner alone; config.json has the usual rights.
+        (folder / file).chmod((folder / "config.json").stat().st_mode)
     if len(shards) > 1:
         total = sum(weight.nbytes for weight in weights.values())
         _write_json(

@@ -7,6 +7,7 @@ where these are set). MINILLAMA_PROGRESS names another file, or says "off". No t
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -69,15 +70,14 @@ def wipe() -> str:
     n = len(load())
     for each in (file, *_set_aside(file)):
         each.unlink(missing_ok=True)
-    return f"Progress is wiped: {n} exercises were noted in {file}."
+    were = "exercise was" if n == 1 else "exercises were"
+    return f"Progress is wiped: {n} {were} noted in {file}."
 
 
-def render() -> str:
-    """A plain table: every exercise of the course, and how far the learner is."""
-    from minillama.course.checks import every
-
+def render(exercises: Mapping[str, str]) -> str:
+    """A plain table: every exercise (name to title), and how far the learner is."""
     noted, file = load(), path()
-    titles = {check.name: check.title for check in every()}
+    titles = dict(exercises)
     titles |= {name: entry["title"] for name, entry in noted.items()}
     width = max(map(len, titles.values()), default=0)
     solved = sum(entry["state"] == "ok" for entry in noted.values())

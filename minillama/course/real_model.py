@@ -222,7 +222,7 @@ def _speaks(tokenizer: Any) -> bool:
 def _encode(tokenizer: Any, prompt: str) -> list[int]:
     if _speaks(tokenizer):
         return ChatFormat(tokenizer).encode([{"role": "user", "content": prompt}])
-    begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    begin = [tokenizer.bos_id] if tokenizer.adds_bos else []
     return begin + tokenizer.encode(prompt)
 
 

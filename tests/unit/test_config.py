@@ -81,6 +81,18 @@ def test_hugging_face_reads_what_to_hf_writes(name: str) -> None:
     assert LlamaConfig.from_hf(theirs.to_dict()) == config
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_either_spelling_of_rope_is_enough(name: str) -> None:
+    """transformers 4 knows rope_theta and rope_scaling, 5 rope_parameters."""
+    config = LlamaConfig.preset(name)
+    newer, older = config.to_hf(), config.to_hf()
+    for key in ("rope_theta", "rope_scaling"):
+        newer.pop(key, None)
+    older.pop("rope_parameters")
+    assert older["rope_theta"] == config.rope_theta
+    assert LlamaConfig.from_hf(newer) == LlamaConfig.from_hf(older) == config
+
+
 OLD_SPELLING = {
     "architectures": ["LlamaForCausalLM"],
     "attention_bias": False,

@@ -216,8 +216,9 @@ def test_the_cache_says_what_does_not_fit() -> None:
     model(torch.zeros(1, 8, dtype=torch.long), caches)
     with pytest.raises(ValueError, match="room for 8 tokens"):
         model(torch.zeros(1, 1, dtype=torch.long), caches)
-    with pytest.raises(ValueError, match="more than the context"):
-        KVCache.for_model(config, max_seq_len=257)
+    for tokens in (257, 0, -1):
+        with pytest.raises(ValueError, match=f"for {tokens} tokens.* 1 to 256"):
+            KVCache.for_model(config, max_seq_len=tokens)
     two = KVCache.for_model(config, batch=2, dtype=torch.float64)
     with pytest.raises(ValueError, match="of 2 sequences"):
         model(torch.zeros(1, 1, dtype=torch.long), two)

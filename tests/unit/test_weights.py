@@ -416,6 +416,12 @@ def test_saving_over_an_earlier_save_replaces_all_of_it(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
+def test_who_may_read_the_config_may_read_the_weights(tmp_path: Path) -> None:
+    save_weights(loud_model(), tmp_path / "model")
+    rights = {p.name: p.stat().st_mode for p in (tmp_path / "model").iterdir()}
+    assert len(set(rights.values())) == 1, rights
+
+
 def test_saving_among_other_things_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(ValueError, match=r"holds thesis\.txt"):

@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-# JupyterLab brings tomli to Python 3.10.
+# Python 3.10 has no tomllib of its own.
 tomllib = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
 PRONOUNS = {"she": ("she", "her", "her"), "he": ("he", "his", "him")}
