@@ -18,6 +18,8 @@ import statistics
 import subprocess
 import sys
 import time
+from base64 import b64decode, b64encode
+from io import BytesIO
 from pathlib import Path
 
 import nbformat
@@ -32,6 +34,7 @@ from anatomy import (
     lint,
     prose_for_a_line,
 )
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
@@ -99,6 +102,19 @@ def tidy(nb: Notebook) -> None:
             output.metadata = nbformat.from_dict(
                 {kind: {"alt": caption}} if caption else {}
             )
+            if kind == "image/png":
+                output.data[kind] = smaller(output.data[kind])
+
+
+def smaller(png: str) -> str:
+    """A picture in 256 colours: a third of the bytes, and no eye tells them apart."""
+    with Image.open(BytesIO(b64decode(png))) as picture:
+        if picture.mode == "P" or picture.convert("RGBA").getextrema()[3][0] < 255:
+            return png  # done already, or lets the page shine through
+        few = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        out = BytesIO()
+        few.save(out, "PNG", optimize=True)
+    return min(png, b64encode(out.getvalue()).decode(), key=len)
 
 
 def save(nb: Notebook) -> None:

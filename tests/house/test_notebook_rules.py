@@ -1,17 +1,25 @@
 """tools/anatomy.py notices what a notebook must not have, or must have."""
 
+from base64 import b64decode, b64encode
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import anatomy
 import nb
 import nbformat
+import numpy as np
 import pytest
+from PIL import Image
 
 import notebooks
 
 Node = nbformat.NotebookNode
 CAPTION = "Figure: bars, one for each word, that shrink from left to right."
+DOT = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQ"
+    "AAAABJRU5ErkJggg=="
+)
 
 
 def stream(text: str, name: str = "stdout") -> Node:
@@ -21,7 +29,7 @@ def stream(text: str, name: str = "stdout") -> Node:
 def picture(alt: str = CAPTION.removeprefix("Figure: ")) -> Node:
     return nbformat.v4.new_output(
         "display_data",
-        data={"image/png": "iVBORw0KGgo=", "text/plain": "<Figure>"},
+        data={"image/png": DOT, "text/plain": "<Figure>"},
         metadata={"image/png": {"alt": alt}},
     )
 
@@ -271,6 +279,29 @@ def test_a_run_stores_nothing_that_changes(
     assert first.printed == "42"
     assert second.pictures[0][0].metadata["image/png"]["alt"] in CAPTION
     assert third.outputs[0].ename == "ZeroDivisionError"
+
+
+def test_pictures_get_smaller_and_stay_what_they_show() -> None:
+    shade = np.random.default_rng(0).integers(0, 256, (200, 200, 1), np.uint8)
+    shades = np.repeat(shade, 3, axis=-1)
+    solid = np.full((200, 200, 1), 255, np.uint8)
+    png = encoded(np.concatenate([shades, solid], axis=-1))
+    small = notebooks.smaller(png)
+    assert len(small) < len(png)
+    assert np.abs(decoded(small)[..., :3].astype(int) - shades).max() <= 2
+    assert notebooks.smaller(small) == small
+    through = encoded(np.concatenate([shades, solid - 1], axis=-1))
+    assert notebooks.smaller(through) == through
+
+
+def encoded(pixels: np.ndarray) -> str:
+    out = BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return b64encode(out.getvalue()).decode()
+
+
+def decoded(png: str) -> np.ndarray:
+    return np.asarray(Image.open(BytesIO(b64decode(png))).convert("RGBA"))
 
 
 def test_these_notebooks() -> None:
