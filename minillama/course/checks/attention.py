@@ -407,6 +407,14 @@ check_attention = Check(
                 config, x, wq, wk, wv, torch.eye(config.dim)
             )
         ),
+        "x goes straight through wo, without attention: no token hears of another. "
+        "Llama sends the joined heads through wo.": (
+            lambda config, x, wq, wk, wv, wo: x @ wo.T
+        ),
+        "The values alone go through wo: each token keeps its own. Llama mixes the "
+        "values of all tokens before it, weighted by their scores.": _but(
+            mix=lambda q, k, v, mask: v
+        ),
         "Keys and values are exchanged: wk makes the keys, wv the values.": (
             lambda config, x, wq, wk, wv, wo: _plain(config, x, wq, wv, wk, wo)
         ),
