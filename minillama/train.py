@@ -201,11 +201,11 @@ def train(
                 model, optimizer, data.at(step), settings.max_grad_norm
             )
             last = step + 1 == settings.steps or interrupted()
-            looked = held_out and (last or _due(step, settings.evaluate_every))
+            looked = held_out and (last or due(step, settings.evaluate_every))
             outside = held_out_loss(model, held_out) if looked else None
             seconds = time.time() - began
             history.append(Progress(step, loss, rate, norm, outside, seconds))
-            if checkpoint and (last or _due(step, settings.save_every)):
+            if checkpoint and (last or due(step, settings.save_every)):
                 save_checkpoint(checkpoint, model, optimizer, settings, data, step + 1)
             if on_step:
                 on_step(history[-1])
@@ -215,7 +215,8 @@ def train(
     return history
 
 
-def _due(step: int, every: int) -> bool:
+def due(step: int, every: int) -> bool:
+    """Whether what comes every so many steps comes after this one; 0 is never."""
     return every > 0 and (step + 1) % every == 0
 
 

@@ -1,7 +1,10 @@
 """The law of scaling: found again in runs that follow one; too few runs fix none."""
 
+import re
+
 import pytest
 
+from minillama.course import scaling
 from minillama.course.scaling import (
     TARGET,
     Law,
@@ -62,6 +65,26 @@ def test_a_run_is_measured():
     assert run.tokens == 4 * 16 * 160
     assert run.dim == 16
     assert 5 < run.loss < 7.2
+
+
+def test_the_law_predicts_a_width_that_it_was_not_fitted_to():
+    runs = read_runs()
+    law = fit_law([run for run in runs if run.dim < 48])
+    unseen = [run for run in runs if run.dim == 48]
+    assert len(unseen) == 3
+    for run in unseen:
+        assert law.predict(run.params, run.tokens) == pytest.approx(run.loss, rel=0.08)
+
+
+def test_the_file_is_what_the_command_prints(monkeypatch, capsys):
+    kept = data_file("scaling.toml").read_text("utf-8")
+    runs = {(run.dim, run.steps): run for run in read_runs()}
+    monkeypatch.setattr(scaling, "measure", lambda dim, steps: runs[dim, steps])
+    monkeypatch.setattr("sys.argv", ["scaling"])
+    scaling.main()
+    printed = capsys.readouterr().out
+    version = re.compile(r"PyTorch [\d.]+")  # of the day when it was measured
+    assert version.sub("", printed) == version.sub("", kept)
 
 
 def test_the_smaller_runs_predict_the_largest():

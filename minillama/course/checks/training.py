@@ -202,11 +202,9 @@ check_cross_entropy = Check(
     solutions=(_from_torch, _by_one_hot, _with_the_maximum),
     mistakes={
         "The exponentials overflow: float32 cannot hold e to the 100. Subtract "
-        "each row's largest logit first, or take log_softmax, which does.": _without_maximum,
+        "each row's largest logit first, or take log_softmax.": _without_maximum,
         "The sum of exponentials overflows: float32 cannot hold e to the 100. Subtract "
-        "each row's largest logit first, or take logsumexp, which does.": (
-            _sum_without_maximum
-        ),
+        "each row's largest logit first, or take logsumexp.": (_sum_without_maximum),
         "softmax comes twice: the loss takes logits, and these were probabilities "
         "already. One softmax, then the logarithm.": lambda z, t: cross_entropy(
             z.float().softmax(-1), t
