@@ -337,6 +337,8 @@ check_ffn_width = Check(
         "that as it is.": _of(lambda width, to: (width // to + 1) * to),
         "The width is 4 times dim, as with two matrices. Llama has three, and takes "
         "8/3.": _of(_up, 4),
+        "The width is 4 times dim, and not rounded. Llama has three matrices, so it "
+        "takes 8/3, and rounds up to a multiple.": _of(lambda width, to: width, 4),
         "The width is 2/3 of dim. Llama takes 2/3 of 4 dim, which is 8/3 of it.": _of(
             _up, 2 / 3
         ),

@@ -92,6 +92,22 @@ _MISTAKES: dict[str, Any] = {
     "of it.": _scaled_by(lambda x, eps: x.square().mean(-1, True) + eps),
     "The mean of absolute values is used. Llama squares, averages, and takes the root "
     "(root mean square).": _scaled_by(lambda x, eps: x.abs().mean(-1, True) + eps),
+    "x is divided by its standard deviation, which measures from the mean. Llama "
+    "measures from zero: the root mean square.": _scaled_by(
+        lambda x, eps: x.std(-1, keepdim=True)
+    ),
+    "x is divided by its standard deviation plus eps, which measures from the mean. "
+    "Llama measures from zero: the root mean square.": _scaled_by(
+        lambda x, eps: x.std(-1, keepdim=True) + eps
+    ),
+    "x is divided by the root of its variance (over n - 1), which measures from the "
+    "mean. Llama measures from zero: the root mean square.": _scaled_by(
+        lambda x, eps: (x.var(-1, keepdim=True) + eps).sqrt()
+    ),
+    "x is divided by the root of its variance (over n), which measures from the mean. "
+    "Llama measures from zero: the root mean square.": _scaled_by(
+        lambda x, eps: (x.var(-1, keepdim=True, correction=0) + eps).sqrt()
+    ),
     "The weight is not used. Llama multiplies the result by a learned number for each "
     "dimension.": lambda x, weight, eps: rms_norm(x, torch.ones_like(weight), eps),
     "The squares are taken in half precision, which overflows at 65504. Llama squares "
