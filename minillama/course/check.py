@@ -126,6 +126,9 @@ class Check:
                 return self._too_slow(own_line(late.__traceback__))
             found = [self._apart(w, g) for w, g in zip(want, got, strict=True)]
             failing = [i for i, difference in enumerate(found) if difference]
+            # Where only the gradient is missing, the numbers say nothing of a mistake.
+            wrong = [i for i, d in enumerate(found) if d and d.status != "gradient"]
+            failing = wrong or failing
             if failing:
                 first = found[failing[0]]
                 assert first is not None
@@ -244,7 +247,9 @@ class Check:
         changed: str | None,
     ) -> Result:
         at = failing[0]
-        mistake, explained = self._diagnose(cases, got, failing)
+        mistake, explained = None, 0
+        if first.status != "gradient":
+            mistake, explained = self._diagnose(cases, got, failing)
         lines = list(first.lines)
         if mistake:
             lines.insert(0, mistake)

@@ -553,6 +553,20 @@ def test_classes(learner, status, part):
     assert (result.status, part in result.message) == (status, True), result.message
 
 
+def test_a_missing_gradient_is_no_mistake_that_comes_near():
+    """A wrong version that is right on most inputs does not explain it."""
+    traced = replace(
+        check,
+        inputs=lambda rng: [
+            (x.requires_grad_(), factor)
+            for x, factor in (*inputs(rng), (-torch.ones(2), 2.0))
+        ],
+        mistakes={"Negative ones are cut off.": lambda x, factor: x.relu() * factor},
+    )
+    result = traced.examine(lambda x, factor: x.detach() * factor)
+    assert (result.status, result.mistake) == ("gradient", None), result.message
+
+
 def test_adapt_can_report_for_itself():
     def adapt(thing):
         def run(x):

@@ -86,6 +86,16 @@ check_windows = Check(
         "token more, then cut off the first.": _targets(
             lambda ids, starts, context: _cut(ids, starts, context, 0).roll(-1, 1)
         ),
+        "The last target is a zero: cut from a window that ends too soon. The row goes "
+        "on after the window, so cut context + 1 ids.": _targets(
+            lambda ids, starts, context: torch.cat(
+                (
+                    _cut(ids, starts, context, 0)[:, 1:],
+                    torch.zeros(len(starts), 1, dtype=ids.dtype),
+                ),
+                1,
+            )
+        ),
         "Only the token after the window is a target. Llama learns from every "
         "position at once: T targets a window.": _targets(
             lambda ids, starts, context: _cut(ids, starts, context, context)[:, 0]
@@ -182,8 +192,11 @@ def _along_tokens(logits: Tensor, targets: Tensor) -> Tensor:
 def _predictions(rng: torch.Generator) -> Iterable[Case]:
     # e^0.6931 is 2: the probabilities are 1/4, 1/4, 1/2.
     two = math.log(2)
-    yield torch.tensor([[[0.0, 0.0, two], [two, 0.0, 0.0]]]), torch.tensor([[0, 0]])
-    yield torch.tensor([[100.0, 98.0, -100.0]]), torch.tensor([1])
+    logits = torch.tensor([[[0.0, 0.0, two], [two, 0.0, 0.0]]], requires_grad=True)
+    yield logits, torch.tensor([[0, 0]])
+    logits = torch.tensor([[100.0, 98.0, -100.0]] * 2, requires_grad=True)
+    yield logits[:1], torch.tensor([1])
+    yield logits, torch.tensor([1, 2])
     odd = 2 * int(torch.randint(2, 6, (1,), generator=rng)) + 1
     for shape in ((4, 7), (2, 3, 5), (3, 4, odd)):
         logits = 3 * torch.randn(shape, generator=rng)
@@ -191,7 +204,8 @@ def _predictions(rng: torch.Generator) -> Iterable[Case]:
         yield logits.requires_grad_(), targets
     # A hundred positions: half precision cannot add them up.
     logits = 2 * torch.randn(2, 50, 40, generator=rng)
-    yield logits.bfloat16(), torch.randint(40, (2, 50), generator=rng)
+    targets = torch.randint(40, (2, 50), generator=rng)
+    yield logits.bfloat16().requires_grad_(), targets
 
 
 check_cross_entropy = Check(
@@ -205,12 +219,23 @@ check_cross_entropy = Check(
         "each row's largest logit first, or take log_softmax.": _without_maximum,
         "The sum of exponentials overflows: float32 cannot hold e to the 100. Subtract "
         "each row's largest logit first, or take logsumexp.": (_sum_without_maximum),
+        "softmax, then the logarithm: in float32 a probability of e to the -200 is "
+        "zero, and its surprise infinite. log_softmax does both in one.": lambda z, t: (
+            -_picked(z.float().softmax(-1).log(), t).mean()
+        ),
+        "A small number is added to the probabilities, which hides the worst "
+        "surprises: this one is 200. log_softmax needs no such help.": lambda z, t: (
+            -_picked((z.float().softmax(-1) + 1e-9).log(), t).mean()
+        ),
         "softmax comes twice: the loss takes logits, and these were probabilities "
         "already. One softmax, then the logarithm.": lambda z, t: cross_entropy(
             z.float().softmax(-1), t
         ),
         "The logarithm has base 2, so this counts bits. Llama's loss is in nats: the "
         "natural logarithm.": lambda z, t: cross_entropy(z, t) / math.log(2),
+        "The logarithm has base 10. Llama's loss is in nats: the natural logarithm.": (
+            lambda z, t: cross_entropy(z, t) / math.log(10)
+        ),
         "The sign is missing. A loss falls as the target grows likelier: minus the "
         "mean logarithm.": lambda z, t: -cross_entropy(z, t),
         "The surprises are added up, not averaged: twice the tokens would be twice the "
@@ -227,6 +252,16 @@ check_cross_entropy = Check(
         ),
         "softmax runs along the tokens. For each position the probabilities of the "
         "vocabulary add up to one: the last axis.": _along_tokens,
+        "softmax runs along axis 0, over the windows of the batch. For each position "
+        "the probabilities of the vocabulary add up to one: the last axis.": (
+            lambda z, t: -_picked(_softly(z, 0), t).mean()
+        ),
+        "Exponentials are divided by the sum of all of them, over all positions. The "
+        "probabilities of each position add up to one: sum(-1, keepdim=True).": (
+            lambda z, t: (
+                -(_picked(z.float(), t) - z.float().flatten().logsumexp(0)).mean()
+            )
+        ),
         "The logarithm is missing: this is minus the mean probability. Llama's loss is "
         "the mean of minus log p.": lambda z, t: -_picked(_softly(z), t).exp().mean(),
         "This is the share that was missed, 1 - p. Llama's loss is minus log p, which "
@@ -315,6 +350,9 @@ def _adamw(
     ),
     way: float = -1.0,
     keep: bool = True,
+    shares: tuple[float, float] | None = None,
+    power: tuple[float, float] | None = None,
+    share: Callable[[float, int], float] = lambda beta, t: 1 - beta**t,
 ) -> Callable[..., Any]:
     """A wrong AdamW: each argument is one mistake."""
 
@@ -323,9 +361,10 @@ def _adamw(
     ) -> Any:
         if l2:
             g = g + decay * w
-        m = beta1 * m + (1 - beta1) * g
-        v = beta2 * v + (1 - beta2) * g * g
-        right = [1 - beta ** (t - late) for beta in (beta1, beta2)]
+        takes = shares or (1 - beta1, 1 - beta2)
+        m = beta1 * m + takes[0] * g
+        v = beta2 * v + takes[1] * g * g
+        right = [share(beta, t - late) for beta in power or (beta1, beta2)]
         along = m / right[0] if corrected[0] else m
         around = v / right[1] if corrected[1] else v
         moved = w + way * lr * along / size(around)
@@ -333,6 +372,15 @@ def _adamw(
         return (moved, m, v) if keep else (moved, along, around)
 
     return wrong
+
+
+def _with_v(
+    w: Tensor, g: Tensor, m: Tensor, v: Tensor, t: int, lr: float, decay: float
+) -> Stepped:
+    """The step of AdamW with another v, that of this step already."""
+    m = BETA1 * m + (1 - BETA1) * g
+    size = (v / (1 - BETA2**t)).sqrt() + EPS
+    return w - lr * (m / (1 - BETA1**t) / size + decay * w), m, v
 
 
 def _without_averages(
@@ -379,6 +427,11 @@ check_adamw = Check(
         "the gradient's size. AdamW takes lr decay w off the weight itself.": _adamw(
             l2=True
         ),
+        "The decay is taken off the weight that has moved already. AdamW takes it off "
+        "the weight as it came: lr decay w.": lambda w, g, m, v, t, lr, decay: (
+            adamw_step(w, g, m, v, t, lr, 0.0)[0] * (1 - lr * decay),
+            *adamw_step(w, g, m, v, t, lr, 0.0)[1:],
+        ),
         "There is no decay. AdamW takes lr decay w off each weight.": _adamw(
             pull=lambda w, lr, decay: 0 * w
         ),
@@ -396,6 +449,29 @@ check_adamw = Check(
         "The root is missing: v is a mean of squares. AdamW divides by its root.": (
             _adamw(size=lambda v: v + EPS)
         ),
+        "v averages absolute values. AdamW averages squares, g * g, and takes the root "
+        "of the mean.": lambda w, g, m, v, t, lr, decay: _with_v(
+            w, g, m, BETA2 * v + (1 - BETA2) * g.abs(), t, lr, decay
+        ),
+        "v averages the squares of m. AdamW averages those of the gradient: g * g.": (
+            lambda w, g, m, v, t, lr, decay: _with_v(
+                w,
+                g,
+                m,
+                BETA2 * v + (1 - BETA2) * (BETA1 * m + (1 - BETA1) * g).square(),
+                t,
+                lr,
+                decay,
+            )
+        ),
+        "The gradient is added whole. A running mean takes a share of it, 1 - beta: "
+        "m = 0.9 m + 0.1 g, v = 0.95 v + 0.05 g g.": _adamw(shares=(1.0, 1.0)),
+        "beta and 1 - beta are exchanged, so the means forget almost all. m keeps 0.9 "
+        "of itself and takes 0.1 of g.": _adamw(
+            beta1=1 - BETA1, beta2=1 - BETA2, power=(BETA1, BETA2)
+        ),
+        "beta is multiplied by t, not raised to it. The means are corrected by "
+        "1 - beta ** t.": _adamw(share=lambda beta, t: 1 - beta * t),
         "It goes uphill. A step goes against the gradient: minus lr.": _adamw(way=1.0),
         "m is not divided by the size sqrt(v): that is momentum alone. Adam's steps "
         "are of size lr, however large the gradient is.": _adamw(
@@ -507,6 +583,10 @@ check_clip = Check(
         "Absolute values are added up. Llama takes the root of the sum of squares.": (
             _shortened(lambda gs: _norm(gs, 1.0))
         ),
+        "The numbers of a tensor are added before they are squared, so opposite ones "
+        "cancel. Llama squares each, then adds.": _shortened(
+            lambda gs: torch.stack([g.sum() for g in gs]).norm()
+        ),
         "The mean of the squares is taken, so the limit would depend on the number of "
         "weights. Llama takes their sum.": _shortened(
             lambda gs: _norm(gs) / math.sqrt(sum(g.numel() for g in gs))
@@ -588,6 +668,7 @@ def _rate(
     ),
     end: Callable[[float, float, float], float] = lambda top, left, low: top * left,
     top: Callable[[float, float], float] = lambda cosine, peak: cosine,
+    late: int = 0,
 ) -> Rate:
     """A wrong schedule: each argument is one mistake."""
 
@@ -598,7 +679,7 @@ def _rate(
             cosine = bend(done(step, steps, warmup, anneal))
             return peak * floor(cosine, ratio, peak)
 
-        if step < warmup:
+        if warmup and step < warmup + late:
             return peak * up(step, warmup)
         turn = steps - anneal
         if anneal and step > turn:
@@ -633,6 +714,23 @@ check_rate = Check(
         "1/warmup of the peak: (step + 1) / warmup.": _rate(
             up=lambda step, warmup: step / warmup
         ),
+        "The warm-up lasts one step too long and ends above the peak. At step number "
+        "`warmup` the cosine begins: step < warmup.": _rate(
+            up=lambda step, warmup: (step + 1) / warmup, late=1
+        ),
+        "The warm-up is divided by warmup + 1, so its last step is below the peak. Its "
+        "last step takes the peak: (step + 1) / warmup.": _rate(
+            up=lambda step, warmup: (step + 1) / (warmup + 1)
+        ),
+        "The peak is not used: this is a share of it. Multiply by the peak.": (
+            lambda step, steps, peak, warmup, anneal, ratio: rate(
+                step, steps, 1.0, warmup, anneal, ratio
+            )
+        ),
+        "The warm-up is not multiplied by the peak: it climbs to 1. Llama climbs to "
+        "the peak.": lambda step, steps, peak, warmup, anneal, ratio: rate(
+            step, steps, 1.0 if step < warmup else peak, warmup, anneal, ratio
+        ),
         "There is no warm-up: the first step takes the peak. Llama climbs to it in a "
         "line, peak (step + 1) / warmup.": _rate(up=lambda step, warmup: 1.0),
         "The warm-up bends like the cosine. Llama climbs in a straight line.": _rate(
@@ -652,6 +750,20 @@ check_rate = Check(
                 (step - warmup) / max(1, steps - warmup - anneal)
             )
         ),
+        "The cosine ends one step early, at steps - 1. It runs over steps - warmup, so "
+        "its end would be at step `steps`.": _rate(
+            done=lambda step, steps, warmup, anneal: (
+                (step - warmup) / (steps - 1 - warmup)
+            )
+        ),
+        "The cosine is one step ahead, so that no step after the warm-up has the peak. "
+        "It begins with step - warmup, which is 0 there.": _rate(
+            done=lambda step, steps, warmup, anneal: (
+                (step + 1 - warmup) / (steps - warmup)
+            )
+        ),
+        "The cosine lacks pi: it goes from 1 to 0.54 only. Half a wave is cos(pi "
+        "done).": _rate(bend=lambda done: (1 + math.cos(done)) / 2),
         "The cosine is a whole wave: down, and up again. Llama takes half of one, from "
         "1 to -1: cos(pi done).": _rate(
             bend=lambda done: (1 + math.cos(2 * math.pi * done)) / 2
@@ -678,7 +790,7 @@ check_rate = Check(
             floor=lambda cosine, ratio, peak: max(ratio, cosine)
         ),
         "`ratio` is taken for a learning rate. It is a share of the peak.": _rate(
-            floor=lambda cosine, ratio, peak: ratio + (1 - ratio / peak) * cosine
+            floor=lambda cosine, ratio, peak: ratio / peak + (1 - ratio / peak) * cosine
         ),
         "There is no annealing. Over the last steps Llama takes a straight line to "
         "zero.": lambda step, steps, peak, warmup, anneal, ratio: rate(
@@ -686,6 +798,10 @@ check_rate = Check(
         ),
         "The annealing begins at the peak, so the rate jumps up. It begins where the "
         "cosine stands: rate(steps - anneal).": _rate(top=lambda cosine, peak: peak),
+        "The annealing begins at the cosine's floor, so the rate jumps down. It begins "
+        "where the cosine stands: rate(steps - anneal).": _rate(
+            end=lambda top, left, low: low * left
+        ),
         "The annealing ends at the cosine's floor. Llama's goes to zero.": _rate(
             end=lambda top, left, low: low + (top - low) * left
         ),
