@@ -444,13 +444,23 @@ def _variant(
 ) -> Whole:
     """The forward of a Llama with one of its steps taken otherwise."""
 
+    known: dict[Any, Tensor] = {}
+
     def llama(
         config: LlamaConfig, weights: dict[str, Tensor], tokens: Tensor
     ) -> Tensor:
-        model: Any = fill(_built(config), weights)
-        count = tokens.shape[1]
-        x = embed(model, tokens)
-        return out(model, stack(model, x, tables(config, count), mask(count)))
+        # A learner's result is held against every mistake on every input, and the
+        # first inputs are always the same ones: compute each once.
+        drawn = weights["tok_embeddings.weight"].sum().item()
+        key = config, str(tokens.tolist()), drawn
+        if key not in known:
+            if len(known) >= 16:
+                known.clear()
+            model: Any = fill(_built(config), weights)
+            count = tokens.shape[1]
+            x = stack(model, embed(model, tokens), tables(config, count), mask(count))
+            known[key] = out(model, x)
+        return known[key].clone()
 
     return llama
 
