@@ -215,135 +215,7 @@ check_permute = Check(
 )
 
 
-# 9.3 blocks of Q4_1
-
-
-def dequantise(blocks: Tensor) -> Tensor:
-    """N blocks of 20 bytes to N rows of 32 numbers: scale x q + minimum."""
-    scale, low = _halves(blocks)
-    return scale * _quants(blocks) + low
-
-
-def _halves(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    pair = blocks[:, :4].contiguous().view(torch.float16).float()
-    return pair[:, :1], pair[:, 1:]
-
-
-def _quants(blocks: Tensor) -> Tensor:
-    return torch.cat((blocks[:, 4:] & 15, blocks[:, 4:] >> 4), 1)
-
-
-def _by_struct(blocks: Tensor) -> Tensor:
-    rows = []
-    for block in blocks.tolist():
-        scale, low, *packed = struct.unpack("<ee16B", bytes(block))
-        quants = [byte % 16 for byte in packed] + [byte // 16 for byte in packed]
-        rows.append([scale * q + low for q in quants])
-    return torch.tensor(rows)
-
-
-def _by_numpy(blocks: Tensor) -> Tensor:
-    raw = blocks.numpy()
-    pair = raw[:, :4].copy().view(np.float16).astype(np.float32)
-    quants = raw[:, None, 4:] >> np.array([0, 4], np.uint8)[:, None] & 15
-    scaled = pair[:, :1] * quants.reshape(len(raw), 32).astype(np.float32)
-    return torch.from_numpy(scaled + pair[:, 1:])
-
-
-def _packed(scale: Tensor, low: Tensor, quants: Tensor) -> Tensor:
-    pair = torch.stack((scale, low), 1).half().view(torch.uint8)
-    quants = quants.to(torch.uint8)
-    return torch.cat((pair, quants[:, :16] | quants[:, 16:] << 4), 1)
-
-
-def _blocks(rng: torch.Generator) -> Iterable[Case]:
-    up = torch.arange(16)
-    quants = torch.cat((up, up.flip(0)))[None]
-    yield (_packed(torch.tensor([0.5]), torch.tensor([-3.0]), quants),)
-    more = int(torch.randint(5, 9, (1,), generator=rng))
-    for n in (2, 3, more):
-        scale = 0.1 + torch.rand(n, generator=rng)
-        low = -3 * torch.rand(n, generator=rng) - 0.5
-        yield (_packed(scale, low, torch.randint(16, (n, 32), generator=rng)),)
-
-
-def _other_quants(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    def wrong(blocks: Tensor) -> Tensor:
-        scale, low = _halves(blocks)
-        return scale * change(blocks[:, 4:]) + low
-
-    return wrong
-
-
-def _otherwise(
-    join: Callable[[Tensor, Tensor, Tensor], Tensor],
-) -> Callable[[Tensor], Tensor]:
-    return lambda blocks: join(*_halves(blocks), _quants(blocks))
-
-
-def _pair_of(dtype: torch.dtype, start: int = 0) -> Callable[[Tensor], Tensor]:
-    def wrong(blocks: Tensor) -> Tensor:
-        pair = blocks[:, start : start + 4].contiguous().view(dtype).float()
-        quants = blocks[:, 4:] if start == 0 else blocks[:, :16]
-        return pair[:, :1] * torch.cat((quants & 15, quants >> 4), 1) + pair[:, 1:]
-
-    return wrong
-
-
-def _in_half(blocks: Tensor) -> Tensor:
-    scale, low = blocks[:, :4].contiguous().view(torch.float16).split(1, 1)
-    return (scale * _quants(blocks) + low).float()
-
-
-check_dequantise = Check(
-    name="9.3",
-    title="dequantise Q4_1",
-    reference=dequantise,
-    inputs=_blocks,
-    solutions=(_by_struct, _by_numpy),
-    mistakes={
-        "The two halves of a byte come out side by side. In GGUF the low halves of the "
-        "16 bytes are numbers 0 to 15, and the high halves are 16 to 31.": (
-            _other_quants(lambda b: torch.stack((b & 15, b >> 4), 2).flatten(1))
-        ),
-        "The high halves stand first. In GGUF the low halves of the bytes are numbers "
-        "0 to 15, and the high halves are 16 to 31.": _other_quants(
-            lambda b: torch.cat((b >> 4, b & 15), 1)
-        ),
-        "8 is taken off every q, as Q4_0 does. Q4_1 has a minimum instead, and its q "
-        "goes from 0 to 15.": _other_quants(
-            lambda b: torch.cat((b & 15, b >> 4), 1).float() - 8
-        ),
-        "The minimum is taken off. It is the smallest number of the block itself, and "
-        "is added: scale x q + minimum.": _otherwise(lambda s, m, q: s * q - m),
-        "Scale and minimum are exchanged. The block begins with the scale, and the "
-        "minimum follows.": _otherwise(lambda s, m, q: m * q + s),
-        "The minimum is added before the scaling. Q4_1 scales q alone: scale x q + "
-        "minimum.": _otherwise(lambda s, m, q: s * (q + m)),
-        "The minimum is left out. Q4_1 adds it to scale x q.": _otherwise(
-            lambda s, m, q: s * q
-        ),
-        "The scale is left out. Q4_1 multiplies q by it and adds the minimum.": (
-            _otherwise(lambda s, m, q: q + m)
-        ),
-        "The high halves are not shifted down, so they are 16 times too large. Shift "
-        "them by four bits: byte >> 4.": _other_quants(
-            lambda b: torch.cat((b & 15, b & 240), 1)
-        ),
-        "The low halves still have the high ones on top. Keep the last four bits "
-        "alone: byte & 15.": _other_quants(lambda b: torch.cat((b, b >> 4), 1)),
-        "Scale and minimum are read as bfloat16. They are float16 (half).": _pair_of(
-            torch.bfloat16
-        ),
-        "Scale and minimum are looked for at the end. A block of Q4_1 begins with "
-        "them, and 16 bytes follow.": _pair_of(torch.float16, 16),
-        "It is computed in float16, and rounds on the way. Make scale and minimum "
-        "float32 first.": _in_half,
-    },
-)
-
-
-# 9.4 a name and a tensor of Hugging Face's
+# 9.3 a name and a tensor of Hugging Face's
 
 
 def convert(
@@ -464,7 +336,7 @@ def _tensors(rng: torch.Generator) -> Iterable[Case]:
 
 
 check_convert = Check(
-    name="9.4",
+    name="9.3",
     title="convert",
     reference=convert,
     inputs=_tensors,
@@ -513,6 +385,134 @@ check_convert = Check(
         "q is permuted in n_kv_heads heads. Queries have n_heads.": _turned(
             wq=lambda w, h, k: permute(w, k)
         ),
+    },
+)
+
+
+# 9.4 blocks of Q4_1
+
+
+def dequantise(blocks: Tensor) -> Tensor:
+    """N blocks of 20 bytes to N rows of 32 numbers: scale x q + minimum."""
+    scale, low = _halves(blocks)
+    return scale * _quants(blocks) + low
+
+
+def _halves(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    pair = blocks[:, :4].contiguous().view(torch.float16).float()
+    return pair[:, :1], pair[:, 1:]
+
+
+def _quants(blocks: Tensor) -> Tensor:
+    return torch.cat((blocks[:, 4:] & 15, blocks[:, 4:] >> 4), 1)
+
+
+def _by_struct(blocks: Tensor) -> Tensor:
+    rows = []
+    for block in blocks.tolist():
+        scale, low, *packed = struct.unpack("<ee16B", bytes(block))
+        quants = [byte % 16 for byte in packed] + [byte // 16 for byte in packed]
+        rows.append([scale * q + low for q in quants])
+    return torch.tensor(rows)
+
+
+def _by_numpy(blocks: Tensor) -> Tensor:
+    raw = blocks.numpy()
+    pair = raw[:, :4].copy().view(np.float16).astype(np.float32)
+    quants = raw[:, None, 4:] >> np.array([0, 4], np.uint8)[:, None] & 15
+    scaled = pair[:, :1] * quants.reshape(len(raw), 32).astype(np.float32)
+    return torch.from_numpy(scaled + pair[:, 1:])
+
+
+def _packed(scale: Tensor, low: Tensor, quants: Tensor) -> Tensor:
+    pair = torch.stack((scale, low), 1).half().view(torch.uint8)
+    quants = quants.to(torch.uint8)
+    return torch.cat((pair, quants[:, :16] | quants[:, 16:] << 4), 1)
+
+
+def _blocks(rng: torch.Generator) -> Iterable[Case]:
+    up = torch.arange(16)
+    quants = torch.cat((up, up.flip(0)))[None]
+    yield (_packed(torch.tensor([0.5]), torch.tensor([-3.0]), quants),)
+    more = int(torch.randint(5, 9, (1,), generator=rng))
+    for n in (2, 3, more):
+        scale = 0.1 + torch.rand(n, generator=rng)
+        low = -3 * torch.rand(n, generator=rng) - 0.5
+        yield (_packed(scale, low, torch.randint(16, (n, 32), generator=rng)),)
+
+
+def _other_quants(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def wrong(blocks: Tensor) -> Tensor:
+        scale, low = _halves(blocks)
+        return scale * change(blocks[:, 4:]) + low
+
+    return wrong
+
+
+def _otherwise(
+    join: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> Callable[[Tensor], Tensor]:
+    return lambda blocks: join(*_halves(blocks), _quants(blocks))
+
+
+def _pair_of(dtype: torch.dtype, start: int = 0) -> Callable[[Tensor], Tensor]:
+    def wrong(blocks: Tensor) -> Tensor:
+        pair = blocks[:, start : start + 4].contiguous().view(dtype).float()
+        quants = blocks[:, 4:] if start == 0 else blocks[:, :16]
+        return pair[:, :1] * torch.cat((quants & 15, quants >> 4), 1) + pair[:, 1:]
+
+    return wrong
+
+
+def _in_half(blocks: Tensor) -> Tensor:
+    scale, low = blocks[:, :4].contiguous().view(torch.float16).split(1, 1)
+    return (scale * _quants(blocks) + low).float()
+
+
+check_dequantise = Check(
+    name="9.4",
+    title="dequantise Q4_1",
+    reference=dequantise,
+    inputs=_blocks,
+    solutions=(_by_struct, _by_numpy),
+    mistakes={
+        "The two halves of a byte come out side by side. In GGUF the low halves of the "
+        "16 bytes are numbers 0 to 15, and the high halves are 16 to 31.": (
+            _other_quants(lambda b: torch.stack((b & 15, b >> 4), 2).flatten(1))
+        ),
+        "The high halves stand first. In GGUF the low halves of the bytes are numbers "
+        "0 to 15, and the high halves are 16 to 31.": _other_quants(
+            lambda b: torch.cat((b >> 4, b & 15), 1)
+        ),
+        "8 is taken off every q, as Q4_0 does. Q4_1 has a minimum instead, and its q "
+        "goes from 0 to 15.": _other_quants(
+            lambda b: torch.cat((b & 15, b >> 4), 1).float() - 8
+        ),
+        "The minimum is taken off. It is the smallest number of the block itself, and "
+        "is added: scale x q + minimum.": _otherwise(lambda s, m, q: s * q - m),
+        "Scale and minimum are exchanged. The block begins with the scale, and the "
+        "minimum follows.": _otherwise(lambda s, m, q: m * q + s),
+        "The minimum is added before the scaling. Q4_1 scales q alone: scale x q + "
+        "minimum.": _otherwise(lambda s, m, q: s * (q + m)),
+        "The minimum is left out. Q4_1 adds it to scale x q.": _otherwise(
+            lambda s, m, q: s * q
+        ),
+        "The scale is left out. Q4_1 multiplies q by it and adds the minimum.": (
+            _otherwise(lambda s, m, q: q + m)
+        ),
+        "The high halves are not shifted down, so they are 16 times too large. Shift "
+        "them by four bits: byte >> 4.": _other_quants(
+            lambda b: torch.cat((b & 15, b & 240), 1)
+        ),
+        "The low halves still have the high ones on top. Keep the last four bits "
+        "alone: byte & 15.": _other_quants(lambda b: torch.cat((b, b >> 4), 1)),
+        "Scale and minimum are read as bfloat16. They are float16 (half).": _pair_of(
+            torch.bfloat16
+        ),
+        "Scale and minimum are looked for at the end. A block of Q4_1 begins with "
+        "them, and 16 bytes follow.": _pair_of(torch.float16, 16),
+        "It is computed in float16, and rounds on the way. Make scale and minimum "
+        "float32 first.": _in_half,
     },
 )
 
