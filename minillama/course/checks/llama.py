@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minillama.attention import causal_mask
@@ -142,6 +143,10 @@ check_count = Check(
         "wq and wo are counted as dim x dim. They are dim x (n_heads x head_dim), "
         "which is another number in some models.": lambda c: (
             _count(c, queries=0) + 2 * c.n_layers * c.dim**2
+        ),
+        "Attention is counted as four matrices of dim x dim, as before grouped "
+        "queries. wk and wv are n_kv_heads x head_dim by dim.": lambda c: (
+            _count(c, queries=0, shared=0) + 4 * c.n_layers * c.dim**2
         ),
         "head_dim is worked out as dim / n_heads. The config says it, and in some "
         "models it is another number.": lambda c: _count(
@@ -441,6 +446,7 @@ def _variant(
     mask: Callable[[int], Tensor | None] = lambda count: causal_mask(count, count),
     stack: Callable[[Any, Tensor, Tables, Tensor | None], Tensor] = _through,
     out: Callable[[Any, Tensor], Tensor] = lambda m, x: m.output(m.norm(x)),
+    length: Callable[[Tensor], int] = lambda tokens: tokens.shape[1],
 ) -> Whole:
     """The forward of a Llama with one of its steps taken otherwise."""
 
@@ -457,7 +463,7 @@ def _variant(
             if len(known) >= 16:
                 known.clear()
             model: Any = fill(_built(config), weights)
-            count = tokens.shape[1]
+            count = length(tokens)
             x = stack(model, embed(model, tokens), tables(config, count), mask(count))
             known[key] = out(model, x)
         return known[key].clone()
@@ -595,6 +601,12 @@ check_llama = Check(
     mistakes={
         "The final norm is missing. Llama norms the stream once more after the last "
         "layer: output(norm(x)).": _variant(out=lambda m, x: m.output(x)),
+        "The final norm has an eps of its own, 1e-5. Llama takes "
+        "config.norm_eps.": _variant(
+            out=lambda m, x: m.output(
+                F.rms_norm(x, x.shape[-1:], m.norm.weight, eps=1e-5)
+            )
+        ),
         "The final norm stands before the layers. In Llama it comes after the last "
         "one.": _variant(
             embed=lambda m, tokens: m.norm(m.tok_embeddings(tokens)),
@@ -611,6 +623,10 @@ check_llama = Check(
         "There is no causal mask, or one that hides nothing: each token sees those "
         "after it. Llama hands down causal_mask(T, T).": _variant(
             mask=lambda count: None
+        ),
+        "The number of tokens is read off the first axis. Tokens are (B, T): the first "
+        "is the batch, and T is tokens.shape[1].": _variant(
+            length=lambda tokens: tokens.shape[0]
         ),
         "Each token sees one token ahead. In Llama it sees none after itself.": (
             _variant(
