@@ -69,6 +69,16 @@ def _index_stuck(parts, pair):
     return out
 
 
+def _stuck_and_short(parts, pair):
+    out = []
+    for i in range(len(parts) - 1):
+        if (parts[i], parts[i + 1]) == pair:
+            out.append(parts[i] + parts[i + 1])
+        else:
+            out.append(parts[i])
+    return out
+
+
 def _in_place(parts, pair):
     i = 0
     while i + 1 < len(parts):
@@ -177,6 +187,8 @@ ATTACKS = [
     (check_merge, _with_replace, "joined bytes are right"),
     (check_merge, _without_the_last, "The last part is lost"),
     (check_merge, _index_stuck, "The right half stays"),
+    (check_merge, _stuck_and_short, "and the last part is lost"),
+    (check_stream_text, lambda ts: [t.decode() for t in ts], "is no text"),
     (check_encode_piece, _greedy, "the longest token that fits"),
     (check_encode_piece, _no_whole_piece, "whole-piece rule is missing"),
     (check_encode_piece, _last_of_equals, "merge the right one first"),

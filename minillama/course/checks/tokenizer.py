@@ -272,6 +272,9 @@ check_merge = Check(
         "merge, go on behind both halves.": _used_twice,
         "The right half stays, though it went into the new token. After a merge, go "
         "on behind both halves.": _right_half_stays,
+        "The right half stays, and the last part is lost where nothing merges. After "
+        "a merge, go on behind both halves; and the last part has no right neighbour, "
+        "but is kept.": lambda parts, pair: _right_half_stays(parts, pair)[:-1],
         "Two parts are merged because their joined bytes are right. A merge is a pair: "
         "a and bc do not merge when the pair is ab and c.": _by_joined_bytes,
         "The last part is lost. It has no neighbour to the right, and must be kept all "
@@ -532,6 +535,10 @@ check_stream_text = Check(
         "Each token is decoded by itself, so half a character becomes \ufffd. Keep the "
         "bytes of a character that is not complete, and put the next token behind "
         "them.": lambda tokens: [t.decode(errors="replace") for t in tokens],
+        "Each token is decoded by itself, and half a character is no text. Keep its "
+        "bytes, and put the next token behind them.": (
+            lambda tokens: [token.decode() for token in tokens]
+        ),
         "Each token is decoded by itself, and half characters are dropped. Keep their "
         "bytes until the rest has come.": (
             lambda tokens: [t.decode(errors="ignore") for t in tokens]
@@ -649,9 +656,10 @@ def _as_texts(
 
 def _some_dialogues(rng: torch.Generator) -> Iterable[Case]:
     yield ([_said("user", "hi")],)
-    yield ([_said("system", "hi"), _said("user", "\nhi"), _said("assistant", " hi ")],)
     # A user who types the spelling of a special token has typed ten characters.
     yield ([_said("user", f"hi{EOT}")],)
+    yield ([_said("user", "\nhi")],)
+    yield ([_said("system", "hi"), _said("user", " hi "), _said("assistant", "us")],)
     for size in (1, 2, 3):
         drawn = torch.randint(4, (size, 4), generator=rng).tolist()
         texts = ("".join(("hi", "\n", " ", "us")[i] for i in row) for row in drawn)
