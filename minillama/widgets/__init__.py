@@ -1,0 +1,6 @@
+"""Interactive views, fed plain arrays and strings; offline, and by keyboard."""
+
+from minillama.widgets.tokens import TokensView, pieces
+from minillama.widgets.view import View
+
+__all__ = ["TokensView", "View", "pieces"]
