@@ -104,6 +104,9 @@ def tidy(nb: Notebook) -> None:
             )
             if kind == "image/png":
                 output.data[kind] = smaller(output.data[kind])
+            # Without a kernel there is no widget to show: its picture stands there, and
+            # the widget comes back when the cell runs.
+            output.data.pop("application/vnd.jupyter.widget-view+json", None)
 
 
 def smaller(png: str) -> str:

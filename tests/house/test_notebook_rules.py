@@ -265,6 +265,10 @@ def test_a_run_stores_nothing_that_changes(
     page.code("import matplotlib.pyplot as plt\nplt.plot([1, 2]);")
     page.text(f"*{CAPTION}*")
     page.code("1 / 0", "raises-exception")
+    page.code(
+        "from minillama.widgets import TokensView\n"
+        "TokensView('a', {'letters': lambda text: [(97, b'a')]})"
+    )
     page.save()
     texts = []
     for _ in range(2):
@@ -275,10 +279,11 @@ def test_a_run_stores_nothing_that_changes(
     assert texts[0] == texts[1]
     assert seconds > 0
     assert megabytes is None or 20 < megabytes < 2000
-    first, second, third = anatomy.Notebook(page.path).code
+    first, second, third, view = anatomy.Notebook(page.path).code
     assert first.printed == "42"
     assert second.pictures[0][0].metadata["image/png"]["alt"] in CAPTION
     assert third.outputs[0].ename == "ZeroDivisionError"
+    assert sorted(view.outputs[0].data) == ["image/png", "text/plain"]
 
 
 def test_pictures_get_smaller_and_stay_what_they_show() -> None:
