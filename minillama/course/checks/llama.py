@@ -680,3 +680,164 @@ check_llama = Check(
         "vocab_size logits of it.": _variant(out=lambda m, x: m.norm(x)),
     },
 )
+
+# 6.4 a test that a model does not look ahead
+
+Forward = Callable[[Tensor], Tensor]
+
+
+def is_causal(forward: Forward, tokens: Tensor, vocab_size: int) -> bool:
+    """Whether no token moves logits before it: each is exchanged in turn."""
+    return _searched(forward, tokens, vocab_size)
+
+
+def _searched(
+    forward: Forward,
+    tokens: Tensor,
+    vocab_size: int,
+    *,
+    exchanged: Callable[[int], Iterable[int]] = lambda count: range(1, count),
+    seen: Callable[[int], slice] = lambda place: slice(0, place),
+    new: Callable[[Tensor, int], Tensor] = lambda old, size: (old + 1) % size,
+    leaks: Callable[[Tensor, Tensor], bool] = lambda a, b: bool(
+        ((a - b).abs() > 1e-3).any()
+    ),
+) -> bool:
+    """Each step of the search may be taken in a wrong way."""
+    right = forward(tokens)
+    for place in exchanged(tokens.shape[1]):
+        other = tokens.clone()
+        other[0, place] = new(other[0, place], vocab_size)
+        if leaks(forward(other)[:, seen(place)], right[:, seen(place)]):
+            return False
+    return True
+
+
+def _all_later_at_once(forward: Forward, tokens: Tensor, vocab_size: int) -> bool:
+    for last in range(tokens.shape[1] - 1):
+        other = torch.where(
+            torch.arange(tokens.shape[1]) > last, (tokens + 3) % vocab_size, tokens
+        )
+        pair = forward(tokens)[0, last], forward(other)[0, last]
+        if not torch.allclose(*pair, rtol=0, atol=1e-4):
+            return False
+    return True
+
+
+def _in_one_batch(forward: Forward, tokens: Tensor, vocab_size: int) -> bool:
+    count = tokens.shape[1]
+    others = (tokens + torch.eye(count, dtype=tokens.dtype)) % vocab_size
+    moved = (forward(others) - forward(tokens)).abs().amax(-1)  # exchanged, place
+    return bool(moved.tril(-1).max() < 1e-3)
+
+
+def _of_a_model(theirs: Callable[..., Any]) -> Callable[..., Any]:
+    """The models are sums over the tokens that each place sees, with a name each."""
+
+    def is_causal(model: str, tokens: Tensor, vocab_size: int) -> Any:
+        rng = torch.Generator().manual_seed(vocab_size)
+        values = torch.randn(vocab_size, 6, generator=rng) + 1.0
+        return theirs(lambda t: _logits(model, values[t]), tokens, vocab_size)
+
+    return is_causal
+
+
+def _logits(model: str, x: Tensor) -> Tensor:  # B T V
+    count = x.shape[1]
+    sees = torch.ones(count, count).tril()
+    leak = torch.zeros(count, count)
+    if model == "sees one ahead":
+        leak = torch.ones(count, count).triu(1).tril(1)
+    elif model == "only the first place sees the second":
+        leak[0, 1] = 1
+    elif model == "only the first place sees the last":
+        leak[0, -1] = 1
+    elif model == "only the second place sees the third":
+        leak[1, 2] = 1
+    elif model != "causal":
+        leak = torch.ones(count, count).triu(1)
+    # A few models hide their leak in another way.
+    if model == "causal, but for rounding":
+        leak = 1e-7 * leak
+    more = leak @ x
+    if model == "sees everything, faintly":
+        more = 0.02 * more
+        more[..., 0] += 100  # the same token stays the likeliest
+    elif model == "sees everything, and it adds up to nothing":
+        more = more - more.mean(-1, keepdim=True)
+    return sees @ x + more
+
+
+def _peeking(rng: torch.Generator) -> Iterable[Case]:
+    count = int(torch.randint(5, 9, (1,), generator=rng))
+    for model in (
+        "causal",
+        "sees everything",
+        "sees one ahead",
+        "only the first place sees the second",
+        "only the first place sees the last",
+        "only the second place sees the third",
+        "sees everything, faintly",
+        "sees everything, and it adds up to nothing",
+        "causal, but for rounding",
+    ):
+        length = 4 if model in ("causal", "sees everything") else count
+        yield model, torch.randint(10, (1, length), generator=rng), 10
+    yield "sees everything", torch.zeros(1, 4, dtype=torch.long), 7
+
+
+check_is_causal = Check(
+    name="6.4",
+    title="a test for causality",
+    reference=is_causal,
+    adapt=_of_a_model,
+    inputs=_peeking,
+    solutions=(_all_later_at_once, _in_one_batch),
+    mistakes={
+        "Only the last token is exchanged. A leak between two early places is not "
+        "seen: exchange each token in turn.": lambda f, t, v: _searched(
+            f, t, v, exchanged=lambda count: [count - 1]
+        ),
+        "Only the second token is exchanged. A leak further back is not seen: exchange "
+        "each token in turn.": lambda f, t, v: _searched(
+            f, t, v, exchanged=lambda count: [1]
+        ),
+        "Only the first place is looked at. All places before the exchanged token must "
+        "stay as they are.": lambda f, t, v: _searched(
+            f, t, v, seen=lambda place: slice(0, 1)
+        ),
+        "Only the place just before the exchanged token is looked at. A leak may reach "
+        "further: look at all places before it.": lambda f, t, v: _searched(
+            f, t, v, seen=lambda place: slice(place - 1, place)
+        ),
+        "The exchanged place is looked at, or those after it. There logits may move, "
+        "and should: look at the places before it alone.": lambda f, t, v: _searched(
+            f, t, v, seen=lambda place: slice(0, place + 1)
+        ),
+        "Only the likeliest tokens are compared, or with a wide tolerance. A faint "
+        "leak is a leak: compare the logits, to 0.001 or so.": lambda f, t, v: (
+            _searched(
+                f,
+                t,
+                v,
+                leaks=lambda a, b: bool((a.argmax(-1) != b.argmax(-1)).any()),
+            )
+        ),
+        "Sums or means of logits are compared. What one logit gains another may lose: "
+        "compare them one by one.": lambda f, t, v: _searched(
+            f, t, v, leaks=lambda a, b: abs((a - b).sum(-1)).max().item() > 1e-3
+        ),
+        "The logits must be equal to the last bit. Another order of the same sums "
+        "moves that bit in a causal model, too: allow 0.001 or so.": lambda f, t, v: (
+            _searched(f, t, v, leaks=lambda a, b: not torch.equal(a, b))
+        ),
+        "The token is replaced by id 0. Where it was 0 already, nothing is exchanged: "
+        "take one that differs.": lambda f, t, v: _searched(
+            f, t, v, new=lambda old, size: old * 0
+        ),
+        "True and False are the wrong way round: True means that nothing before the "
+        "exchanged token moves.": lambda f, t, v: not _searched(f, t, v),
+        "It never finds anything. The exchanged token must be another one, and the "
+        "places before it must be looked at.": lambda f, t, v: True,
+    },
+)
