@@ -101,8 +101,11 @@ function ramp(t, dark) {
   return stops[i].map((a, k) => Math.round(a + (x - i) * (stops[i + 1][k] - a)));
 }
 const css = ([r, g, b]) => `rgb(${r} ${g} ${b})`;
-/** Ink that can be read on that shade. */
-const inkOn = ([r, g, b]) => (0.299 * r + 0.587 * g + 0.114 * b > 140 ? "#000" : "#fff");
+/** Ink that can be read on that shade: black or white, whichever has more contrast. */
+function inkOn(shade) {
+  const [r, g, b] = shade.map((v) => (v <= 10 ? v / 3294.6 : ((v / 255 + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 ? "#000" : "#fff";
+}
 
 const isDark = (node) => getComputedStyle(node).getPropertyValue("--mll-dark").trim() === "1";
 
