@@ -10,6 +10,7 @@ from torch import Tensor
 from minillama.cache import KVCache
 from minillama.course.check import Case, Check
 from minillama.course.guard import Look
+from minillama.course.values import kind
 from minillama.sampling import keep_min_p, keep_top_p
 
 # 8.1 sample
@@ -69,6 +70,16 @@ def _divided_by_zero(logits: Tensor, temperature: float, dart: Tensor) -> Tensor
     return _thrown((logits / temperature).softmax(-1).cumsum(-1), dart)
 
 
+def _searched_among_nan(logits: Tensor, temperature: float, dart: Tensor) -> Tensor:
+    ends = (logits / temperature).softmax(-1).cumsum(-1)
+    return torch.searchsorted(ends, dart[:, None], right=True)[:, 0]
+
+
+def _sorted_line(logits: Tensor, t: float, dart: Tensor) -> Tensor:
+    ranked, order = (logits / t).softmax(-1).sort(descending=True)
+    return order.gather(-1, _thrown(ranked.cumsum(-1), dart)[:, None])[:, 0]
+
+
 def _never_down_to_zero(logits: Tensor, temperature: float, dart: Tensor) -> Tensor:
     return sample(logits, temperature or 1.0, dart)
 
@@ -77,9 +88,9 @@ def _darts(rng: torch.Generator) -> Iterable[Case]:
     halves = torch.tensor([[0.0, 3.0, 0.0, 2.0, 1.0]]) * math.log(2)  # 1 8 1 4 2
     for dart in (0.03, 0.3, 0.7, 0.97):
         yield halves, 1.0, torch.tensor([dart])
+    yield halves, 0.5, torch.tensor([0.7])
+    yield halves, 2.0, torch.tensor([0.5])
     yield halves, 0.0, torch.tensor([0.97])
-    yield halves, 0.5, torch.tensor([0.80])
-    yield halves, 2.0, torch.tensor([0.45])
     # What a filter left: the first token has no share, and a dart may be 0.
     ruled_out = torch.tensor([[-math.inf, 0.0, 0.0]])
     yield ruled_out, 1.0, torch.tensor([0.0])
@@ -133,6 +144,11 @@ check_sample = Check(
         "What is wanted is the id, the place in the vocabulary.": _greedy_or(
             _place_among_the_sorted
         ),
+        "The shares were sorted before the dart was thrown. That draws just as fairly, "
+        "but here they lie in the order of the vocabulary, as in the "
+        "library.": _greedy_or(_sorted_line),
+        "Temperature 0 is divided by, and no piece of a line of NaN can be found. At 0 "
+        "Llama takes the likeliest token.": _searched_among_nan,
         "A dart at 0 draws a token whose share is nothing. Llama takes the first whose "
         "share ends to the right of the dart: `ends > dart`, not `>=`.": _greedy_or(
             lambda z, t, dart: ((z / t).softmax(-1).cumsum(-1) < dart[:, None]).sum(-1)
@@ -210,6 +226,16 @@ def _crossing_dropped(logits: Tensor, p: float) -> Tensor:
     return _cut(logits, _before(logits) + logits.softmax(-1) <= p)
 
 
+def _sorted_and_dropped(logits: Tensor, p: float) -> Tensor:
+    ranked = logits.softmax(-1).sort(-1, descending=True).values
+    return _cut(logits, ranked.cumsum(-1) <= p)
+
+
+def _moved_on(logits: Tensor, p: float) -> Tensor:
+    ranked, order = logits.softmax(-1).sort(-1, descending=True)
+    return _cut(logits, (ranked.cumsum(-1) - ranked < p).gather(-1, order))
+
+
 def _one_more(logits: Tensor, p: float) -> Tensor:
     """Whatever stands right after the crossing token is kept too."""
     count = top_p(logits, p).isfinite().sum(-1, keepdim=True)
@@ -245,6 +271,15 @@ check_top_p = Check(
         "likeliest.": _ascending,
         "The cut was found among the sorted tokens and laid on the unsorted. Bring the "
         "mask back into the order of the vocabulary.": _sorted_mask,
+        "The mask was gathered with `order` itself, which moves it in the wrong "
+        "direction. Its inverse brings it back: order.argsort(-1).": _moved_on,
+        "The cut was laid on the unsorted tokens, and the token that crosses p is "
+        "dropped. Bring the mask back into the order of the vocabulary, and keep that "
+        "token.": _sorted_and_dropped,
+        "Probabilities come back, and they no longer add up to one. Logits are wanted: "
+        "what is kept unchanged, the rest -inf.": lambda z, p: (
+            z.softmax(-1) * (_before(z) < p)
+        ),
         "The logits come back sorted. Place i must stay token i.": _sorted_result,
         "The probabilities are added up unsorted. Llama adds them up from the "
         "likeliest down.": _unsorted,
@@ -362,17 +397,19 @@ check_min_p = Check(
 def _driven(cls: Any) -> Callable[..., Any]:
     def cache(
         shape: tuple[int, ...], pieces: Sequence[tuple[Tensor, Tensor]], keep: int
-    ) -> list[Any]:
+    ) -> dict[str, Any]:
         """Add the pieces, go back to `keep` tokens, and add the last piece again."""
         kept = cls(shape, torch.float32, "cpu")
         for name in ("update", "truncate"):
             if not callable(getattr(kept, name, None)):
                 raise Look("type", f"The cache has no method `{name}`.")
-        told: list[Any] = [_length(kept)]
-        for piece in pieces:
-            told.append(_added(kept, *piece))
+        told: dict[str, Any] = {"length at first": _length(kept)}
+        for number, piece in enumerate(pieces, 1):
+            told[f"update {number}"] = _added(kept, *piece)
         kept.truncate(keep)
-        return [*told, _length(kept), _added(kept, *pieces[-1])]
+        told["length after truncate"] = _length(kept)
+        told["update after truncate"] = _added(kept, *pieces[-1])
+        return told
 
     return cache
 
@@ -388,11 +425,17 @@ def _added(kept: Any, k: Tensor, v: Tensor) -> Any:
         given = kept.update(k, v)
     except ValueError:
         return "ValueError"
-    except (RuntimeError, IndexError):
-        return "an error from PyTorch"
-    if not isinstance(given, tuple) or len(given) != 2:
-        return given
-    return [x.clone() if isinstance(x, Tensor) else x for x in given], _length(kept)
+    except (RuntimeError, IndexError, AssertionError):
+        return "another error"
+    if given is None:
+        raise Look("none", "`update` gives None. Is the `return` missing?")
+    if not isinstance(given, tuple | list) or len(given) != 2:
+        raise Look(
+            "type",
+            f"`update` gives {kind(given)}. Llama wants two tensors: keys and values.",
+        )
+    keys, values = (x.clone() if isinstance(x, Tensor) else x for x in given)
+    return {"keys": keys, "values": values, "length": _length(kept)}
 
 
 class _Listed:
@@ -531,6 +574,17 @@ class _Silent(_Plain):
         return self.put(k, v, self.length, self.length + k.shape[2])
 
 
+class _Asserts(_Plain):
+    def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.length + k.shape[2] <= self.keys.shape[2]
+        return super().update(k, v)
+
+
+class _HalfBack(_Grown):
+    def truncate(self, n: int) -> None:
+        self.length = n
+
+
 class _Unlimited(_Grown):
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: str) -> None:
         super().__init__(shape, dtype, device)
@@ -621,6 +675,10 @@ check_cache = Check(
         "which token a key belongs to by its place.": _NewFirst,
         "A piece that does not fit goes unnoticed, or ends in an error of PyTorch's. "
         "Refuse it: raise ValueError.": _Silent,
+        "A piece that does not fit ends in another error than ValueError. Refuse it by "
+        "raising that.": _Asserts,
+        "truncate sets `length` and leaves the kept tensors as long as they were, so "
+        "the next piece is joined behind tokens that should be gone.": _HalfBack,
         "The cache grows beyond the room that it was given. Refuse what does not fit: "
         "raise ValueError.": _Unlimited,
         "truncate(n) drops n tokens. It keeps the first n.": _DropsN,
@@ -665,7 +723,7 @@ class _Toy:
         for t, id in enumerate(tokens[0].tolist()):
             past.tokens.append(id)
             likeliest = self.after[sum(past.tokens) % len(self.after)]
-            logits[0, t, likeliest] = 5.0
+            logits[0, t, likeliest] = 5.0 + t
         return logits
 
 
@@ -806,6 +864,8 @@ check_generate = Check(
         "The first new token is missing: it comes from the logits after the prompt.": (
             lambda m, ids, c, n, stop: generate(m, ids, c, n, stop)[1:]
         ),
+        "argmax runs over all positions at once. It is wanted at the last position: "
+        "logits[0, -1].argmax().": _loop(_last, pick=lambda logits: logits.flatten()),
         "The likeliest token's logit is kept, not its id: argmax, not "
         "max.": lambda m, ids, c, n, stop: [
             int(m(torch.tensor([ids]), c)[0, -1].max()) for _ in range(n)
