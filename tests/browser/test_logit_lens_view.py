@@ -54,7 +54,7 @@ def test_by_mouse(
     expect(about).to_contain_text("from layer 1 on, and first from layer 2 on")
     cells.nth(7).click()
     page.locator(".mll-note").last.hover()
-    expect(about.locator("h3")).to_have_text("layer in, position 1, after ·dog")
+    expect(about.locator("h3")).to_have_text("in, position 1, after ·dog")
     expect(about).to_contain_text("0.1 %, beyond the first 2")
     expect(cells.nth(7)).to_have_attribute("aria-selected", "true")
     assert serious(page) == []
@@ -98,7 +98,7 @@ def test_the_keyboard_alone(saved: Callable[..., Page]) -> None:
     page.keyboard.press("PageDown")
     page.keyboard.press("Home")
     expect(page.locator(".mll-lens-about h3")).to_have_text(
-        "layer in, position 0, after the"
+        "in, position 0, after the"
     )
     assert page.locator(".mll-lens-grid td[tabindex='0']").count() == 1
     outline = "getComputedStyle(document.activeElement).outlineStyle"

@@ -40,6 +40,7 @@ function drawLens({ root, data, tell, onTheme }) {
     const p = truth?.[layer][position];
     return { layer, position, guesses, truth: p, rank: rankOf(guesses, p) };
   };
+  const named = (layer) => (/^\d+$/.test(layers[layer]) ? `layer ${layers[layer]}` : layers[layer]);
   const follows = (position) => tokens[position + 1];
   const isRight = (cell) => (truth ? cell.rank === 1
     : cell.guesses[0][0] === follows(cell.position));
@@ -65,6 +66,7 @@ function drawLens({ root, data, tell, onTheme }) {
     class: "mll-lens-grid", role: "grid", "aria-label": "top token of each layer and position",
     onmouseleave: () => show(at),
   });
+  const scroll = h("div", { class: "mll-lens-scroll" }, table);
   const about = h("div", { class: "mll-lens-about" });
 
   function head(tag, name, textOf) {
@@ -118,7 +120,7 @@ function drawLens({ root, data, tell, onTheme }) {
 
   function inWords(cell) {
     const [text, p] = cell.guesses[0];
-    const said = `${visible(text)}, ${percent(p)}, layer ${layers[cell.layer]}, after ${visible(tokens[cell.position])}`;
+    const said = `${visible(text)}, ${percent(p)}, ${named(cell.layer)}, after ${visible(tokens[cell.position])}`;
     if (shade === "top" || cell.truth === null || cell.truth === undefined) return said;
     return `${said}; really ${visible(follows(cell.position))}, ${percent(cell.truth)}, ${place(cell)}`;
   }
@@ -132,7 +134,7 @@ function drawLens({ root, data, tell, onTheme }) {
       h("td", {}, String(i + 1)), h("td", {}, token(text)), h("td", {}, percent(p)),
       h("td", {}, h("div", { class: "mll-lens-bar", style: { width: `${(100 * p) / most}%` } }))));
     about.replaceChildren(
-      h("h3", {}, `layer ${layers[layer]}, position ${position}, after `, token(tokens[position])),
+      h("h3", {}, `${named(layer)}, position ${position}, after `, token(tokens[position])),
       h("table", { class: "mll-lens-list" }, h("tbody", {}, rows)),
       ...real(cell), way(position));
   }
@@ -152,7 +154,7 @@ function drawLens({ root, data, tell, onTheme }) {
     let won = layers.length - 1;
     while (won > 0 && cells[won - 1][position][0][0] === text) won--;
     return h("p", { class: "mll-note" }, "The last layer's ", token(text),
-      ` stays among the listed from layer ${layers[seen]} on, and first from layer ${layers[won]} on.`);
+      ` stays among the listed from ${named(seen)} on, and first from ${named(won)} on.`);
   }
 
   function mark() {
@@ -205,11 +207,12 @@ function drawLens({ root, data, tell, onTheme }) {
 
   root.append(
     h("div", { class: "mll-row" }, pick.node, legend, part?.node),
-    h("div", { class: "mll-lens" }, h("div", { class: "mll-lens-scroll" }, table), about),
+    h("div", { class: "mll-lens-frame" }, h("div", { class: "mll-lens" }, scroll, about)),
     h("p", { class: "mll-note" },
       "Arrow keys go from cell to cell, Enter reads the ten aloud."));
   build();
   show(at);
+  requestAnimationFrame(() => { scroll.scrollLeft = scroll.scrollWidth; });
   onTheme(paint);
 }
 
