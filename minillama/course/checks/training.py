@@ -731,6 +731,20 @@ check_rate = Check(
         "the peak.": lambda step, steps, peak, warmup, anneal, ratio: rate(
             step, steps, 1.0 if step < warmup else peak, warmup, anneal, ratio
         ),
+        "The warm-up begins at zero and there is no annealing. Llama's step 0 takes "
+        "1/warmup of the peak, and its last steps go in a line to zero.": (
+            lambda step, steps, peak, warmup, anneal, ratio: (
+                peak * step / warmup
+                if step < warmup
+                else rate(step, steps, peak, warmup, 0, ratio)
+            )
+        ),
+        "There is neither warm-up nor annealing. Llama climbs to the peak in a line, "
+        "and goes to zero in a line over the last steps.": (
+            lambda step, steps, peak, warmup, anneal, ratio: (
+                peak if step < warmup else rate(step, steps, peak, warmup, 0, ratio)
+            )
+        ),
         "There is no warm-up: the first step takes the peak. Llama climbs to it in a "
         "line, peak (step + 1) / warmup.": _rate(up=lambda step, warmup: 1.0),
         "The warm-up bends like the cosine. Llama climbs in a straight line.": _rate(
