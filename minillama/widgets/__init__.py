@@ -1,8 +1,8 @@
 """Interactive views, fed plain arrays and strings; offline, and by keyboard."""
 
+from minillama.widgets.attention_view import AttentionView
 from minillama.widgets.logit_lens import LogitLensView
 from minillama.widgets.next_token import NextTokenView
-from minillama.widgets.attention_view import AttentionView
 from minillama.widgets.rope_clocks import RopeClocks
 from minillama.widgets.tokens import TokensView, pieces
 from minillama.widgets.view import View
