@@ -11,7 +11,8 @@ __all__ = [
     "AttentionView",
     "LogitLensView",
     "NextTokenView",
-    "RopeClocks", "TokensView",
+    "RopeClocks",
+    "TokensView",
     "View",
     "pieces",
 ]
