@@ -130,6 +130,8 @@ check_safetensors = Check(
         "exponent, like float32, and float16 has five.": _wrongly(
             kinds=_KINDS | {"BF16": torch.float16}
         ),
+        "BF16 is read as float32, so there are half as many numbers as the shape asks "
+        "for. A BF16 has two bytes.": _wrongly(kinds=_KINDS | {"BF16": torch.float32}),
         "BF16 comes out as float32. The numbers are right; but the loader keeps the "
         "type that the file has, and converts later if it is asked to.": _widened,
         "The shape is not used: every tensor comes out flat. The file keeps numbers "
@@ -464,6 +466,15 @@ def _pair_of(dtype: torch.dtype, start: int = 0) -> Callable[[Tensor], Tensor]:
     return wrong
 
 
+def _first_ruler(blocks: Tensor) -> Tensor:
+    scale, low = _halves(blocks[:1])
+    return scale * _quants(blocks) + low
+
+
+def _kept_half(blocks: Tensor) -> Tensor:
+    return _in_half(blocks).half()
+
+
 def _in_half(blocks: Tensor) -> Tensor:
     scale, low = blocks[:, :4].contiguous().view(torch.float16).split(1, 1)
     return (scale * _quants(blocks) + low).float()
@@ -511,6 +522,10 @@ check_dequantise = Check(
         ),
         "Scale and minimum are looked for at the end. A block of Q4_1 begins with "
         "them, and 16 bytes follow.": _pair_of(torch.float16, 16),
+        "Every block is measured with the ruler of the first. Each has a scale and a "
+        "minimum of its own.": _first_ruler,
+        "It is computed in float16, and comes out so. Make scale and minimum float32 "
+        "first.": _kept_half,
         "It is computed in float16, and rounds on the way. Make scale and minimum "
         "float32 first.": _in_half,
     },
@@ -611,6 +626,15 @@ check_memory = Check(
         ),
         "The weights count numbers, not bytes. Each takes itemsize bytes.": (
             lambda c, b, n: memory(c, b, n) - c.n_params() * (b - 1)
+        ),
+        "The cache has dim numbers for each KV head. A head has head_dim.": _cache(
+            lambda right, c, b, n: right // c.head_dim * c.dim
+        ),
+        "Every number is given four bytes, whatever itemsize says.": (
+            lambda c, b, n: memory(c, 4, n)
+        ),
+        "Every number is given two bytes, whatever itemsize says.": (
+            lambda c, b, n: memory(c, 2, n)
         ),
         "These are bits. itemsize is in bytes already: no factor of 8.": (
             lambda c, b, n: 8 * memory(c, b, n)
