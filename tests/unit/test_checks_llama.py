@@ -5,7 +5,12 @@ import torch
 from torch import nn
 
 from minillama.config import LlamaConfig
-from minillama.course.checks.llama import check_count, check_llama, check_read_config
+from minillama.course.checks.llama import (
+    check_count,
+    check_is_causal,
+    check_llama,
+    check_read_config,
+)
 from minillama.model import Block, Llama, Parts
 
 
@@ -114,3 +119,20 @@ def test_a_stub_is_not_attempted():
         def forward(self, tokens): ...
 
     assert check_llama.examine(Stub).status == "not attempted"
+
+
+def test_a_yes_or_no_is_not_blamed_on_the_wrong_mistake():
+    """Any wrong True is a wrong `not False`: it must not be called inverted."""
+
+    def to_the_last_bit_and_id_zero(forward, tokens, vocab_size):
+        right = forward(tokens)
+        for place in range(1, tokens.shape[1]):
+            other = tokens.clone()
+            other[0, place] = 0
+            if not torch.equal(forward(other)[0, :place], right[0, :place]):
+                return False
+        return True
+
+    message = check_is_causal.examine(to_the_last_bit_and_id_zero).message
+    assert "equal to the last bit" in message
+    assert "something else is wrong as well" in message

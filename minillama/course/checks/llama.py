@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -731,19 +731,36 @@ def _in_one_batch(forward: Forward, tokens: Tensor, vocab_size: int) -> bool:
     return bool(moved.tril(-1).max() < 1e-3)
 
 
-def _of_a_model(theirs: Callable[..., Any]) -> Callable[..., Any]:
-    """The models are sums over the tokens that each place sees, with a name each."""
+_MODELS = (
+    "causal",
+    "sees everything",
+    "sees one ahead",
+    "only the first place sees the second",
+    "only the first place sees the last",
+    "only the second place sees the third",
+    "sees everything, faintly",
+    "sees everything, and it adds up to nothing",
+    "causal, but for rounding",
+)
 
-    def is_causal(model: str, tokens: Tensor, vocab_size: int) -> Any:
+
+def _of_models(theirs: Callable[..., Any]) -> Callable[..., Any]:
+    """One answer for each of the models, all at once.
+
+    A single True or False has only one way to be wrong: any mistake would explain it.
+    """
+
+    def is_causal(tokens: Tensor, vocab_size: int) -> Any:
         rng = torch.Generator().manual_seed(vocab_size)
         values = torch.randn(vocab_size, 6, generator=rng) + 1.0
-        return theirs(lambda t: _logits(model, values[t]), tokens, vocab_size)
+        models = {name: partial(_logits, name, values) for name in _MODELS}
+        return {m: theirs(models[m], tokens, vocab_size) for m in _MODELS}
 
     return is_causal
 
 
-def _logits(model: str, x: Tensor) -> Tensor:  # B T V
-    count = x.shape[1]
+def _logits(model: str, values: Tensor, tokens: Tensor) -> Tensor:  # B T V
+    x, count = values[tokens], tokens.shape[1]
     sees = torch.ones(count, count).tril()
     leak = torch.zeros(count, count)
     if model == "sees one ahead":
@@ -768,30 +785,19 @@ def _logits(model: str, x: Tensor) -> Tensor:  # B T V
     return sees @ x + more
 
 
-def _peeking(rng: torch.Generator) -> Iterable[Case]:
-    count = int(torch.randint(5, 9, (1,), generator=rng))
-    for model in (
-        "causal",
-        "sees everything",
-        "sees one ahead",
-        "only the first place sees the second",
-        "only the first place sees the last",
-        "only the second place sees the third",
-        "sees everything, faintly",
-        "sees everything, and it adds up to nothing",
-        "causal, but for rounding",
-    ):
-        length = 4 if model in ("causal", "sees everything") else count
-        yield model, torch.randint(10, (1, length), generator=rng), 10
-    yield "sees everything", torch.zeros(1, 4, dtype=torch.long), 7
+def _texts(rng: torch.Generator) -> Iterable[Case]:
+    yield torch.randint(1, 10, (1, 4), generator=rng), 10
+    yield torch.zeros(1, 5, dtype=torch.long), 7
+    count = int(torch.randint(6, 9, (1,), generator=rng))
+    yield torch.randint(12, (1, count), generator=rng), 12
 
 
 check_is_causal = Check(
     name="6.4",
     title="a test for causality",
     reference=is_causal,
-    adapt=_of_a_model,
-    inputs=_peeking,
+    adapt=_of_models,
+    inputs=_texts,
     solutions=(_all_later_at_once, _in_one_batch),
     mistakes={
         "Only the last token is exchanged. A leak between two early places is not "
