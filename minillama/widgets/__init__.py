@@ -1,6 +1,7 @@
 """Interactive views, fed plain arrays and strings; offline, and by keyboard."""
 
 from minillama.widgets.attention_view import AttentionView
+from minillama.widgets.cache_view import CacheView
 from minillama.widgets.logit_lens import LogitLensView
 from minillama.widgets.next_token import NextTokenView
 from minillama.widgets.rope_clocks import RopeClocks
@@ -9,6 +10,7 @@ from minillama.widgets.view import View
 
 __all__ = [
     "AttentionView",
+    "CacheView",
     "LogitLensView",
     "NextTokenView",
     "RopeClocks",

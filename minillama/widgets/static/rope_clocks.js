@@ -52,9 +52,11 @@ function drawClocks({ root, data, tell, onTheme, onResize }) {
     tell(together ? "m and n move together" : "m and n move alone");
   }, { "aria-pressed": "false" });
 
+  const face = frequencies.length > 16 ? 56 : 88;
   const clocks = frequencies.map((frequency, pair) => clock(frequency, pair));
   const list = h("ul", { class: "mll-clocks", role: "listbox", "aria-label": "clocks, the fastest first" },
     clocks.map((one) => one.node));
+  list.style.setProperty("--face", `${face}px`);
   const result = h("p", { class: "mll-clocks-dot" });
   const about = h("p", { class: "mll-note mll-clocks-about" });
   const canvas = h("canvas", { class: "mll-clocks-plot", role: "img" });
@@ -83,9 +85,9 @@ function drawClocks({ root, data, tell, onTheme, onResize }) {
   function turn() {
     clocks.forEach(({ node, wedge, hands, thin }, pair) => {
       const [a, b] = [m * frequencies[pair], n * frequencies[pair]];
-      point(hands[0], a, 26);
-      point(hands[1], b, 20);
-      thin.forEach((one, i) => point(one, (i ? n : m) * scaled[pair], 28));
+      point(hands[0], a, 0.46 * face);
+      point(hands[1], b, 0.36 * face);
+      thin.forEach((one, i) => point(one, (i ? n : m) * scaled[pair], 0.5 * face));
       const size = (m - n) * frequencies[pair];
       const open = Math.abs(size) >= TURN ? TURN : Math.abs(size);
       const from = Math.PI / 2 - Math.max(a, b);
