@@ -4,6 +4,7 @@ The browser gets the likeliest logits one by one and the others in bins of nearl
 ones: enough to compute there, at each move of a slider, what a sampler keeps.
 """
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -99,7 +100,8 @@ class NextTokenView(View):
             logprob = self._logprob(prefix, self._start[at])
             return {"entropy": after.entropy, "logprob": logprob}, []
         if what == "rank":
-            id = int(_ranked(self._logits(prefix))[int(args["rank"])])
+            ranked = np.argsort(-self._logits(prefix), kind="stable")
+            id = int(ranked[int(args["rank"])])
             return {**self._token(id), "logprob": self._logprob(prefix, id)}, []
         sent = self._sent(prefix)
         if branch:
@@ -115,6 +117,7 @@ class NextTokenView(View):
         yield "opened", {}
         end = len(self._start)
         likely: list[Prefix] = [()]
+        wanted: list[tuple[int, Prefix]]
         wanted = [(at, ()) for at in range(max(1, end - INSIDE), end + 1)]
         wanted += opened
         for _ in range(LEVELS):
@@ -266,39 +269,34 @@ def _numbers(given: Any) -> np.ndarray:
         ) from error
 
 
-def _ranked(logits: np.ndarray) -> np.ndarray:
-    """All ids, the likeliest first, equals in the order of their ids."""
-    return np.argsort(-logits, kind="stable")
-
-
 def _summary(logits: np.ndarray) -> _Next:
-    ids = _ranked(logits)
-    ranked = logits[ids] - logits[ids[0]]
-    weights = np.exp(ranked)
+    logits = logits - logits.max()
+    weights = np.exp(logits)
     total = float(np.log(weights.sum()))
-    shares = weights / weights.sum()
-    with np.errstate(divide="ignore", invalid="ignore"):
-        bits = np.where(shares > 0, -shares * np.log2(shares), 0.0)
+    likely = weights > 0
+    mean = float(weights[likely] @ logits[likely] / weights.sum())
     # Equals are treated alike, so none of them is hidden in a bin.
-    exact = int((ranked >= ranked[min(EXACT, len(ranked)) - 1]).sum())
-    tail = ranked[exact:]
+    last = np.partition(logits, -min(EXACT, logits.size))[-min(EXACT, logits.size)]
+    ids = np.flatnonzero(logits >= last)
+    ids = ids[np.argsort(-logits[ids], kind="stable")]
+    tail = logits[logits < last]
     bins, counts = _binned(tail[np.isfinite(tail)])
     # An impossible token is beyond every limit; JSON has no infinity.
-    listed = np.maximum(ranked[:exact], -1e6)
-    return _Next(ids[:exact], listed, bins, counts, total, float(bits.sum()))
+    listed = np.maximum(logits[ids], -1e6)
+    return _Next(ids, listed, bins, counts, total, (total - mean) / math.log(2))
 
 
 def _binned(tail: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ranked logits as few that weigh the same: exactly so at temperature 1."""
+    """Many logits as few that weigh the same: exactly so at temperature 1."""
     if not tail.size:
         return np.zeros(0), np.zeros(0, dtype=int)
-    below = tail[0] - tail
-    width = max(min(float(below[-1]), FLOOR) / BINS, 1e-9)
+    below = tail.max() - tail
+    width = max(min(float(below.max()), FLOOR) / BINS, 1e-9)
     place = np.minimum(below / width, BINS).astype(int)
     counts = np.bincount(place)
     weights = np.bincount(place, weights=np.exp(-np.minimum(below, 700)))
     full = counts > 0
-    return tail[0] + np.log(weights[full] / counts[full]), counts[full]
+    return tail.max() + np.log(weights[full] / counts[full]), counts[full]
 
 
 def _short(values: np.ndarray) -> list[float]:

@@ -29,7 +29,7 @@ def view(start: Any = (1, 2, 3), **options: Any) -> NextTokenView:
 def test_what_is_sent_gives_the_sums_of_all_tokens() -> None:
     sent, _ = view().answer("after", {"at": 2, "branch": [7]})
     row = torch.tensor(logits([1, 2, 7]))
-    ranked, ids = row.sort(descending=True)
+    ids = row.argsort(descending=True)
     assert list(sent["ids"]) == ids[:1000].tolist()
     assert sent["texts"] == [f"t{id}" for id in ids[:50].tolist()]
     assert sum(sent["counts"]) == V - 1000

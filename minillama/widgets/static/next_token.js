@@ -91,7 +91,7 @@ function newNode(about, parent, given) {
   };
 }
 
-function drawNextToken({ root, data, ask, get, tell, onLeave, saved }) {
+function drawNextToken({ root, data, ask, get, say, tell, onLeave, saved }) {
   const start = [];
   for (const one of data.start) {
     const node = newNode(one, start.at(-1), true);
@@ -252,8 +252,10 @@ function drawNextToken({ root, data, ask, get, tell, onLeave, saved }) {
 
   /** Go to a node, new or not; `focus` when the input was on a bar that goes away. */
   async function into(node, focus = false) {
+    if (!node) return;
     const mine = ++ticket;
-    if (!node.next) {
+    if (node.next) say(null);
+    else {
       root.setAttribute("aria-busy", "true");
       const answer = await get("after", { at: node.at, branch: node.branch });
       root.removeAttribute("aria-busy");
@@ -297,7 +299,7 @@ function drawNextToken({ root, data, ask, get, tell, onLeave, saved }) {
   async function ranked(rank) {
     const parent = here;
     const one = await get("rank", { at: parent.at, branch: parent.branch, rank });
-    return one ? parent.children.get(one.id) ?? newNode(one, parent, false) : parent;
+    return one && (parent.children.get(one.id) ?? newNode(one, parent, false));
   }
   const back = button("back", () => { if (here.parent?.at) into(here.parent); });
 
@@ -341,9 +343,12 @@ function drawNextToken({ root, data, ask, get, tell, onLeave, saved }) {
   function paintStrip() {
     const highest = Math.max(8, ...chips.map(({ node }) => Math.max(surprise(node) ?? 0, node.parent?.entropy ?? 0)));
     for (const chip of chips) {
-      const height = (x) => (x === undefined ? "0" : `${Math.max(1, 40 * x / highest)}px`);
-      chip.surprise.style.height = height(surprise(chip.node));
-      chip.entropy.style.height = height(chip.node.parent?.entropy);
+      const set = (bar, x) => {
+        bar.hidden = x === undefined;
+        bar.style.height = `${Math.max(1, 40 * (x ?? 0) / highest)}px`;
+      };
+      set(chip.surprise, surprise(chip.node));
+      set(chip.entropy, chip.node.parent?.entropy);
       chip.label();
     }
     const chosen = path(leaf).filter((node) => !node.given);
@@ -402,7 +407,8 @@ function drawNextToken({ root, data, ask, get, tell, onLeave, saved }) {
     items.push(item);
     const children = [...node.children.values()];
     if (!node.open) return;
-    const deeper = indent + (children.length > 1 || !up ? 1 : 0);
+    // A line of only children stays where it is: a long text would leave the window.
+    const deeper = indent + (children.length > 1 || count > 1 || !up ? 1 : 0);
     children.forEach((child, i) => collect(child, item, deeper, i + 1, children.length));
   }
   function newItem(item) {
