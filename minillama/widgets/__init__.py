@@ -6,6 +6,7 @@ from minillama.widgets.logit_lens import LogitLensView
 from minillama.widgets.next_token import NextTokenView
 from minillama.widgets.rope_clocks import RopeClocks
 from minillama.widgets.tokens import TokensView, pieces
+from minillama.widgets.values_view import ValuesView
 from minillama.widgets.view import View
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "NextTokenView",
     "RopeClocks",
     "TokensView",
+    "ValuesView",
     "View",
     "pieces",
 ]

@@ -94,11 +94,18 @@ const RAMPS = {
   light: [[255, 255, 255], [158, 202, 225], [49, 130, 189], [8, 48, 107]],
   dark: [[24, 24, 24], [24, 72, 122], [66, 146, 198], [222, 235, 247]],
 };
-function ramp(t, dark) {
-  const stops = dark ? RAMPS.dark : RAMPS.light;
+function ramp(t, dark, stops = dark ? RAMPS.dark : RAMPS.light) {
   const x = clamp(Number.isFinite(t) ? t : 0, 0, 1) * (stops.length - 1);
   const i = Math.min(Math.floor(x), stops.length - 2);
   return stops[i].map((a, k) => Math.round(a + (x - i) * (stops[i + 1][k] - a)));
+}
+/** From -1 to 1: orange below nothing, blue above it; a mark must tell them apart too. */
+const ORANGES = {
+  light: [[255, 255, 255], [253, 190, 120], [214, 96, 10], [115, 46, 4]],
+  dark: [[24, 24, 24], [112, 52, 8], [224, 124, 40], [255, 226, 196]],
+};
+function diverge(t, dark) {
+  return t < 0 ? ramp(-t, dark, dark ? ORANGES.dark : ORANGES.light) : ramp(t, dark);
 }
 const css = ([r, g, b]) => `rgb(${r} ${g} ${b})`;
 /** Ink that can be read on that shade: black or white, whichever has more contrast. */
