@@ -272,39 +272,46 @@ def _roots(weights: np.ndarray) -> bytes:
 
 
 def _draw(layer: np.ndarray, data: Mapping[str, Any]) -> Any:
-    """Small multiples, framed by family, as many in a line as fit ten heads."""
+    """Small multiples, framed by family, as many in a line as ten heads."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
     n_heads = len(layer)
     size = n_heads // data["families"] if data["families"] else n_heads
-    per_line = max(10 // size, 1) * size if size <= 10 else 10
-    lines = [range(i, min(i + per_line, n_heads)) for i in range(0, n_heads, per_line)]
+    per_line = size * max(10 // size, 1) if size <= 10 else 10
     labelled = len(data["tokens"]) <= 16
-    margin, step = (0.8 if labelled else 0.2), (2.1 if labelled else 1.6)
-    width, height = margin + 0.98 * per_line + 0.1, 0.35 + step * len(lines)
+    longest = min(max(map(len, data["tokens"])), 9)
+    below = 0.1 + 0.055 * longest * labelled  # inches for the names of the keys
+    margin, step = 0.05 + below, 1.4 + below
+    n_lines = -(-n_heads // per_line)
+    width = margin + 0.95 * per_line + 0.15 * (per_line // size) + 0.05
+    height = 0.35 + step * n_lines
     figure = Figure(figsize=(width, height))
+
+    def write(x: float, y: float, text: str, **style: Any) -> None:
+        figure.text(x / width, y / height, text, va="center", **style)
+
     number = data["layers"][data["opens"]]
-    title = f"layer {number}: rows are queries, columns keys"
-    figure.text(0.1 / width, 1 - 0.2 / height, title, va="center", fontsize=9)
-    for line, heads in enumerate(lines):
+    title = (
+        f"layer {number}: a row is a query, a column a key; sink: first token's share"
+    )
+    write(0.1, height - 0.17, title, fontsize=8)
+    for head in range(n_heads):
+        line, at = divmod(head, per_line)
+        left = margin + 0.95 * at + 0.15 * (at // size)
         top = height - 0.35 - step * line
-        for at, head in enumerate(heads):
-            left = margin + 0.98 * at
-            box = (left / width, (top - 1.3) / height, 0.86 / width, 0.86 / height)
-            _draw_head(figure.add_axes(box), layer[head], data["tokens"], labelled, at)
-            name = f"head {head}, sink {_sink(layer)[head]:.2f}"
-            place = ((left + 0.43) / width, (top - 0.37) / height)
-            figure.text(*place, name, fontsize=6.5, ha="center", va="center")
-            if data["families"] and head % size == 0:
-                frame = ((left - 0.05) / width, (top - 1.35) / height)
-                wide = min(size, per_line - at) * 0.98 - 0.02
-                figure.add_artist(
-                    Rectangle(frame, wide / width, 1.3 / height, fill=False, ec="#555")
-                )
-                label = _family(head // size, size)
-                place = (left / width, (top - 0.17) / height)
-                figure.text(*place, label, fontsize=7.5, va="center", weight="bold")
+        box = (left / width, (top - 1.3) / height, 0.86 / width, 0.86 / height)
+        _draw_head(figure.add_axes(box), layer[head], data["tokens"], labelled, at)
+        name = f"head {head}, sink {_sink(layer)[head]:.2f}"
+        write(left + 0.43, top - 0.36, name, fontsize=6.5, ha="center")
+        if data["families"] and head % size == 0:
+            start = left - 0.05 if at else 0.05  # the names of the queries stand inside
+            corner = (start / width, (top - 1.3 - below) / height)
+            across = left + min(size, per_line - at) * 0.95 - start - 0.05
+            area = (across / width, (1.28 + below) / height)
+            frame = Rectangle(corner, *area, fill=False, ec="#555", lw=1)
+            figure.add_artist(frame)
+            write(left, top - 0.17, _family(head // size, size), size=7, weight="bold")
     return figure
 
 
