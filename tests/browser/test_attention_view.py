@@ -480,6 +480,7 @@ def test_in_jupyterlab(lab: Any, tab: Any, shot: Any, serious: Any) -> None:
     page.keyboard.press("]")
     expect(said(page)).to_have_text("pinned query 3 ·it → key 2 ·saw: 0.050")
     expect(maps(page)).to_be_focused()
+    assert colour(page, 0, 3) == [52, 55, 60]  # the theme's, not the light one
     assert serious(page) == []
     shot(page, "attention_lab")
     page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")

@@ -2,7 +2,7 @@
 //
 // A token is named by its place among the S keys. The queries are the last T of them.
 
-const LABEL = 11; // pixels that a cell needs before its token is written beside it
+const LABEL = 12; // pixels that a cell needs before its token is written beside it
 const LINE = 20; // height of a token where lines are drawn
 const BOX = 440; // height of the box in which they scroll
 const KEPT = 96e6; // bytes of decoded layers to keep
@@ -357,7 +357,7 @@ function drawAttention({ root, data, ask, get, tell, onResize, onTheme, onLeave,
   }
 
   function showHeads() {
-    if (!entry) return;
+    if (!entry || !width) return;
     showMinis();
     const held = maps.findIndex((one) => one.canvas === document.activeElement);
     const caption = (id, mark) => h("span", {}, mark && h("b", {}, `${mark}: `), `${layerName()}, ${share(id)}`);
@@ -727,7 +727,7 @@ function drawAttention({ root, data, ask, get, tell, onResize, onTheme, onLeave,
   }
   function showFocus() {
     painting = 0;
-    if (!entry || left) return;
+    if (!entry || !width || left) return;
     maps.forEach((one) => one.paint());
     showCell();
     showLists();
@@ -917,6 +917,7 @@ function drawAttention({ root, data, ask, get, tell, onResize, onTheme, onLeave,
     const now = Math.floor(root.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight));
     if (now <= 0 || (now === width && !force)) return;
     width = now;
+    readColours(); // before the view stands in the page there is no theme to read
     showHeads();
     showGlance();
   }
@@ -931,15 +932,14 @@ function drawAttention({ root, data, ask, get, tell, onResize, onTheme, onLeave,
     bits === 8 ? "Numbers in this saved page are right to 0.004." : "Numbers are right to 0.001.");
   const body = h("div", { class: "mll-att-body" }, panels, side);
   root.append(
-    h("div", { class: "mll-row" }, layerField.node, meanLayers, headField.node, otherField.node, difference),
+    h("div", { class: "mll-row" }, layerField.node, meanLayers, headField.node, otherField.node),
     family,
     h("div", { class: "mll-row" },
       h("span", { role: "group", "aria-label": "shown as", class: "mll-att-looks" }, looks),
-      hideSink, sideField.node, scale),
+      difference, hideSink, sideField.node, scale),
     body, stripName, strip, notes, overview,
   );
-  readColours();
-  onTheme(() => { readColours(); layout(true); });
+  onTheme(() => layout(true));
   onResize(() => layout());
   go(state.layer, false, false).then(() => layout(true));
 }
