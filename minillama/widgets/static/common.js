@@ -157,7 +157,12 @@ const GONE = "Python does not answer: the kernel is busy, or it has ended. "
 function framed(draw) {
   return {
     render({ model, el }) {
-      const root = h("div", { class: "mll" });
+      // JupyterLab would act on plain keys as well: `a` adds a cell, Shift Enter runs one.
+      const keep = (event) => {
+        const forLab = event.ctrlKey || event.metaKey || event.altKey || event.key === "Escape";
+        if (!forLab) event.stopPropagation();
+      };
+      const root = h("div", { class: "mll", onkeydown: keep });
       const words = h("p", { class: "mll-sentence", role: "alert", hidden: true });
       const live = h("div", { class: "mll-sr", "aria-live": "polite" });
       el.append(root);
