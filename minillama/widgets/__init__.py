@@ -2,8 +2,10 @@
 
 from minillama.widgets.attention_view import AttentionView
 from minillama.widgets.cache_view import CacheView
+from minillama.widgets.chat_box import ChatBox
 from minillama.widgets.logit_lens import LogitLensView
 from minillama.widgets.next_token import NextTokenView
+from minillama.widgets.query_key import QueryKeyView
 from minillama.widgets.rope_clocks import RopeClocks
 from minillama.widgets.tokens import TokensView, pieces
 from minillama.widgets.values_view import ValuesView
@@ -12,8 +14,10 @@ from minillama.widgets.view import View
 __all__ = [
     "AttentionView",
     "CacheView",
+    "ChatBox",
     "LogitLensView",
     "NextTokenView",
+    "QueryKeyView",
     "RopeClocks",
     "TokensView",
     "ValuesView",
