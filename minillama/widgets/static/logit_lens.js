@@ -1,6 +1,6 @@
 // The logit lens: a grid of layers (upwards) and positions, and the ten of one cell.
 
-const COLUMNS = 48; // more are shown a part at a time, so that each input stays quick
+const COLUMNS = 32; // more are shown a part at a time, so that each input stays quick
 
 const SHADES = {
   top: {
@@ -33,7 +33,6 @@ function drawLens({ root, data, tell, onTheme }) {
   let shade = "top";
   let first = Math.max(0, tokens.length - wide);
   let at = { layer: layers.length - 1, position: tokens.length - 1 };
-  let nodes = [];
 
   const cellAt = (layer, position) => {
     const guesses = cells[layer][position];
@@ -56,9 +55,11 @@ function drawLens({ root, data, tell, onTheme }) {
     label: "positions from", min: 0, max: tokens.length - wide, value: first,
     show: (v) => `${v} to ${v + wide - 1} of ${tokens.length}`,
     input: (v) => {
+      mark(false);
       first = v;
       at = { ...at, position: clamp(at.position, first, first + wide - 1) };
-      build();
+      fill();
+      mark(true);
       show(at);
     },
   }) : null;
@@ -69,50 +70,55 @@ function drawLens({ root, data, tell, onTheme }) {
   const scroll = h("div", { class: "mll-lens-scroll" }, table);
   const about = h("div", { class: "mll-lens-about" });
 
-  function head(tag, name, textOf) {
-    const row = h("tr", { role: "row" }, h("th", { role: "rowheader" }, name));
-    for (let p = first; p < first + wide; p++) {
-      const text = textOf(p);
-      row.append(h("th", { role: "columnheader" },
-        text === undefined ? "" : token(text, { title: `${visible(text)}, position ${p}` })));
-    }
-    return h(tag, { role: "rowgroup" }, row);
-  }
+  // The cells are made once and written anew when another part is shown.
+  const columns = Array.from({ length: wide }, (_, i) => i);
+  const headsOf = () => columns.map(() => h("th", { role: "columnheader" }));
+  const above = headsOf();
+  const below = headsOf();
+  const nodes = layers.map((_, layer) => columns.map((column) => {
+    const node = h("td", { role: "gridcell", tabindex: -1, "aria-selected": false }, token(""));
+    node.place = () => ({ layer, position: first + column });
+    return node;
+  }));
+  const across = clamp(2 + Math.max(...layers.map((name) => name.length)), 8, 14);
+  const line = (tag, name, cells) => h(tag, { role: "rowgroup" },
+    h("tr", { role: "row" },
+      h("th", { role: "rowheader", style: { width: `${across}ch` } }, name), cells));
+  const body = h("tbody", { role: "rowgroup" }, layers.map((name, layer) => h("tr", { role: "row" },
+    h("th", { role: "rowheader" }, name), nodes[layer])).reverse());
+  // Columns of one width: the browser need not measure all cells anew at each change.
+  table.style.width = `calc(${across}ch + ${wide} * 9.5ch)`;
+  table.append(line("thead", "follows", above), body, line("tfoot", "read", below));
 
-  function build() {
-    nodes = layers.map(() => []);
-    const body = h("tbody", { role: "rowgroup" });
-    for (let layer = layers.length - 1; layer >= 0; layer--) {
-      const row = h("tr", { role: "row" }, h("th", { role: "rowheader" }, layers[layer]));
-      for (let p = first; p < first + wide; p++) {
-        const node = h("td", { role: "gridcell", tabindex: -1 }, token(cells[layer][p][0][0]));
-        node.place = { layer, position: p };
-        nodes[layer][p] = node;
-        row.append(node);
-      }
-      body.append(row);
+  /** Write the part that begins at `first`. */
+  function fill() {
+    for (const column of columns) {
+      const position = first + column;
+      entitle(above[column], follows(position), position);
+      entitle(below[column], tokens[position], position);
+      nodes.forEach((row, layer) => {
+        const cell = cellAt(layer, position);
+        row[column].firstChild.textContent = visible(cell.guesses[0][0]);
+        row[column].className = isRight(cell) ? "mll-lens-right" : "";
+        row[column].setAttribute("aria-label", inWords(cell));
+      });
     }
-    table.replaceChildren(
-      head("thead", "follows", follows), body, head("tfoot", "read", (p) => tokens[p]));
     paint();
-    mark();
+  }
+  function entitle(node, text, position) {
+    node.replaceChildren(text === undefined ? ""
+      : token(text, { title: `${visible(text)}, position ${position}` }));
   }
 
   function paint() {
     const dark = isDark(root);
     const { share, ends } = SHADES[shade];
-    for (const row of nodes) {
-      for (const node of row.filter(Boolean)) {
-        const cell = cellAt(node.place.layer, node.place.position);
-        const t = share(cell);
-        const colour = ramp(t, dark);
-        node.style.background = css(colour);
-        node.style.color = inkOn(colour);
-        node.style.setProperty("--share", `${(100 * t).toFixed(1)}%`);
-        node.classList.toggle("mll-lens-right", isRight(cell));
-        node.setAttribute("aria-label", inWords(cell));
-      }
-    }
+    nodes.forEach((row, layer) => row.forEach((node, column) => {
+      const t = share(cellAt(layer, first + column));
+      const colour = ramp(t, dark);
+      node.style.color = inkOn(colour);
+      node.style.background = `linear-gradient(currentColor) 0 100% / ${(100 * t).toFixed(1)}% 2px no-repeat ${css(colour)}`;
+    }));
     legend.replaceChildren(ends[0],
       ...[0, 0.25, 0.5, 0.75, 1].map((t) => h("i", { style: { background: css(ramp(t, dark)) } })),
       `${ends[1]}; underlined: right`);
@@ -121,7 +127,7 @@ function drawLens({ root, data, tell, onTheme }) {
   function inWords(cell) {
     const [text, p] = cell.guesses[0];
     const said = `${visible(text)}, ${percent(p)}, ${named(cell.layer)}, after ${visible(tokens[cell.position])}`;
-    if (shade === "top" || cell.truth === null || cell.truth === undefined) return said;
+    if (cell.truth === null || cell.truth === undefined) return said;
     return `${said}; really ${visible(follows(cell.position))}, ${percent(cell.truth)}, ${place(cell)}`;
   }
   const place = (cell) => (cell.rank ? `rank ${cell.rank}` : `beyond the first ${cell.guesses.length}`);
@@ -157,38 +163,31 @@ function drawLens({ root, data, tell, onTheme }) {
       ` stays among the listed from ${named(seen)} on, and first from ${named(won)} on.`);
   }
 
-  function mark() {
-    for (const row of nodes) {
-      for (const node of row.filter(Boolean)) {
-        const here = node.place.layer === at.layer && node.place.position === at.position;
-        node.setAttribute("tabindex", here ? 0 : -1);
-        node.setAttribute("aria-selected", here);
-      }
-    }
+  function mark(on) {
+    const node = nodes[at.layer][at.position - first];
+    node.setAttribute("tabindex", on ? 0 : -1);
+    node.setAttribute("aria-selected", on);
   }
 
   function go(layer, position) {
-    const before = nodes[at.layer][at.position];
-    at = { layer, position };
+    mark(false);
     if (position < first || position >= first + wide) {
-      first = clamp(position < first ? position : position - wide + 1, 0, tokens.length - wide);
+      // Half a part at once: the next steps need no new one.
+      first = clamp(position - Math.floor(wide / 2), 0, tokens.length - wide);
       part.value = first;
-      build();
-    } else {
-      before?.setAttribute("tabindex", -1);
-      before?.setAttribute("aria-selected", false);
-      nodes[layer][position].setAttribute("tabindex", 0);
-      nodes[layer][position].setAttribute("aria-selected", true);
+      fill();
     }
+    at = { layer, position };
+    mark(true);
     show(at);
   }
 
   table.addEventListener("mouseover", (event) => {
-    const place = event.target.closest("td")?.place;
+    const place = event.target.closest("td")?.place?.();
     if (place) show(place);
   });
   table.addEventListener("click", (event) => {
-    const place = event.target.closest("td")?.place;
+    const place = event.target.closest("td")?.place?.();
     if (place) pin(place.layer, place.position);
   });
   table.addEventListener("keydown", (event) => {
@@ -200,7 +199,7 @@ function drawLens({ root, data, tell, onTheme }) {
   });
   function pin(layer, position) {
     go(layer, position);
-    nodes[layer][position].focus();
+    nodes[layer][position - first].focus();
   }
   arrows(table, (dx, dy) => pin(
     clamp(at.layer - dy, 0, layers.length - 1), clamp(at.position + dx, 0, tokens.length - 1)));
@@ -210,7 +209,8 @@ function drawLens({ root, data, tell, onTheme }) {
     h("div", { class: "mll-lens-frame" }, h("div", { class: "mll-lens" }, scroll, about)),
     h("p", { class: "mll-note" },
       "Arrow keys go from cell to cell, Enter reads the ten aloud."));
-  build();
+  fill();
+  mark(true);
   show(at);
   requestAnimationFrame(() => { scroll.scrollLeft = scroll.scrollWidth; });
   onTheme(paint);
