@@ -114,12 +114,20 @@ class NextTokenView(View):
         A prefix for which `next_logits` fails is left out.
         """
         opened = dict(self._opened)
-        yield "opened", {}
+        try:
+            yield "opened", {}
+            yield from self._recorded(opened)
+        finally:
+            self._opened = opened  # answering for the page has opened nothing
+
+    def _recorded(
+        self, opened: Iterable[tuple[int, Prefix]]
+    ) -> Iterable[tuple[str, Mapping[str, Any]]]:
         end = len(self._start)
-        likely: list[Prefix] = [()]
         wanted: list[tuple[int, Prefix]]
         wanted = [(at, ()) for at in range(max(1, end - INSIDE), end + 1)]
         wanted += opened
+        likely: list[Prefix] = [()]
         for _ in range(LEVELS):
             likely = [
                 (*branch, int(id))
@@ -134,7 +142,6 @@ class NextTokenView(View):
         for at in range(max(1, end - ALONG), end):
             if self._can(self._start[:at]):
                 yield "along", {"at": at}
-        self._opened = opened  # answering for the page has opened nothing
 
     def words(self) -> str:
         first = self.data["first"]

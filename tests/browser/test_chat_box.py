@@ -97,7 +97,8 @@ def reply(messages):
         if said == "half" and i == 2:
             raise RuntimeError("in the middle")
         text = f" w{i}" if i else f"{len(messages)}"
-        yield {"text": text, "probability": 0.5**i, "top": [(text, 0.5**i), (" x", 0.1)]}
+        top = [(text, 0.5**i), (" x", 0.1)]
+        yield {"text": text, "probability": 0.5**i, "top": top}
 chat = ChatBox(reply)
 chat
 """
@@ -110,6 +111,9 @@ def test_in_jupyterlab(lab: Any, tab: Any, shot: Any, serious: Any) -> None:
     field = box.get_by_label("message", exact=True)
     said, alert = box.locator(".mll-cb-body"), box.get_by_role("alert")
     stop = box.get_by_role("button", name="Stop")
+    # The shades are the theme's, though it is not known when the view is made.
+    light = "e => getComputedStyle(e).backgroundColor.match(/\\d+/g).slice(0, 3)"
+    assert sum(map(int, box.locator(".mll-cb-key span").first.evaluate(light))) < 200
     # Shift+Enter is a line end here, and does not run the cell; Enter sends.
     field.click()
     page.keyboard.type("one")

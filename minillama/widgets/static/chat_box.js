@@ -1,7 +1,7 @@
 // A chat that streams: each token shaded by its probability, with what else it might
 // have been.
 
-function drawChat({ root, data, ask, say, tell, onTheme, onLeave, saved }) {
+function drawChat({ root, data, ask, say, tell, onResize, onTheme, onLeave, saved }) {
   let running = false;
   let gone = false;
   onLeave(() => { gone = true; });
@@ -27,11 +27,11 @@ function drawChat({ root, data, ask, say, tell, onTheme, onLeave, saved }) {
 
   const known = (p) => p !== null && p !== undefined;
   const chance = (p) => (known(p) ? `${(100 * p).toFixed(p < 0.0995 ? 2 : 1)} %` : "unknown");
-  function shade(node, p) {
+  function shade(node, p, dark = isDark(root)) {
     if (!known(p)) return;
     // A bit of surprise is a step darker, seven the most; and a line, for other eyes.
     const t = Math.min(1, -Math.log2(Math.max(p, 1e-9)) / 7);
-    const colour = ramp(0.75 * t, isDark(root));
+    const colour = ramp(0.75 * t, dark);
     node.style.backgroundColor = t < 0.02 ? "" : css(colour);
     node.style.color = t < 0.02 ? "" : inkOn(colour);
     node.dataset.rank = p >= 0.5 ? "likely" : p >= 0.1 ? "open" : "rare";
@@ -174,7 +174,12 @@ function drawChat({ root, data, ask, say, tell, onTheme, onLeave, saved }) {
       return node;
     }));
   const keyShades = [...shades];
-  onTheme(() => [...keyShades, ...shades].forEach(([node, p]) => shade(node, p)));
+  function repaint() {
+    const dark = isDark(root);
+    [...keyShades, ...shades].forEach(([node, p]) => shade(node, p, dark));
+  }
+  onTheme(repaint);
+  onResize(repaint); // also when the notebook puts this into its page: only then a theme is known
   root.append(log, key, about, saved
     ? h("p", { class: "mll-note" }, "This saved page has no Python behind it: the conversation can be read, not continued.")
     : h("div", { class: "mll-cb-ask" }, field, h("div", { class: "mll-row" }, sendButton, stopButton, forgetButton)));

@@ -370,7 +370,7 @@ function drawNextToken({ root, data, ask, get, say, tell, onLeave, saved }) {
     const begun = performance.now();
     more.hidden = true;
     const wanted = start.slice(-data.along - 1, -1).filter((node) => node.children.size && start[node.at].logprob === undefined);
-    for (const node of wanted) {
+    for (const node of wanted.reverse()) { // the latest first: they are in sight
       if (performance.now() - begun > patience) { more.hidden = false; return; }
       try {
         const { entropy, logprob } = await ask("along", { at: node.at });
