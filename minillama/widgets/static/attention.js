@@ -311,7 +311,7 @@ function drawAttention({ root, data, ask, get, tell, onResize, onTheme, onLeave,
   function showMinis() {
     // As many frames in a line as fit, then maps as large as fill it.
     const wish = Math.min(familySize, 8);
-    const across = clamp(Math.floor(width / (wish * 72 + 24)), 1, frames.length);
+    const across = clamp(Math.floor(width / (wish * (H > 16 ? 58 : 72) + 24)), 1, frames.length);
     const size = clamp(Math.floor((width - across * 24) / (across * wish)) - 10, 50, 104);
     const high = clamp((size * T) / S, Math.min(size, 12), size);
     const dense = window.devicePixelRatio || 1;
@@ -320,7 +320,7 @@ function drawAttention({ root, data, ask, get, tell, onResize, onTheme, onLeave,
       ctx.imageSmoothingEnabled = false;
       ctx.drawImage(picture(matrix(id), T, S, size * dense, high * dense, colours, causal), 0, 0, size, high);
       const part = sinkShare(matrix(id, false), T, S);
-      said.replaceChildren(`${id}`, h("small", {}, `sink ${part.toFixed(2)}`));
+      said.replaceChildren(`${id}`, h("small", {}, `${size < 70 ? "" : "sink "}${part.toFixed(2)}`));
       fill.style.width = `${100 * part}%`;
       const role = id === state.a ? "a" : id === state.b ? "b" : "";
       node.className = `mll-att-head ${role && `mll-att-${role}`}`;
