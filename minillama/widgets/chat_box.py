@@ -31,6 +31,7 @@ class ChatBox(View):
         self, reply: Reply, *, messages: Sequence[Mapping[str, str]] = ()
     ) -> None:
         self._reply = reply
+        self._before: list[dict[str, Any]] = []
         self._said: list[dict[str, Any]] = []
         self._lock = threading.Lock()
         self._stop: threading.Event | None = None  # there is one while an answer runs
@@ -42,8 +43,9 @@ class ChatBox(View):
                 f"reply is {self._reply!r}: it must be a function of the messages that "
                 "yields pieces"
             )
-        self._said = [_message(i, said) for i, said in enumerate(messages)]
-        return {"messages": self._said}
+        self._before = [_message(i, said) for i, said in enumerate(messages)]
+        self._said = list(self._before)
+        return {"messages": self._before}
 
     @property
     def messages(self) -> list[dict[str, str]]:
@@ -67,7 +69,7 @@ class ChatBox(View):
             with self._lock:
                 if self._stop:
                     raise ValueError(BUSY)
-                self._said = []
+                self._said = list(self._before)
             return {}, []
         return super().answer(what, args)
 

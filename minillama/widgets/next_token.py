@@ -182,8 +182,9 @@ class NextTokenView(View):
 
     def _node(self, at: int, branch: Prefix) -> dict[str, Any]:
         logprob = self._logprob(self._start[:at] + branch[:-1], branch[-1])
-        token = self._token(branch[-1])
-        return {**token, "at": at, "branch": branch, "logprob": logprob}
+        entropy = self._after(self._start[:at] + branch).entropy
+        place = {"at": at, "branch": branch, "logprob": logprob, "entropy": entropy}
+        return {**self._token(branch[-1]), **place}
 
     def _sent(self, prefix: Prefix) -> dict[str, Any]:
         after = self._after(prefix)

@@ -99,7 +99,7 @@ def reply(messages):
         text = f" w{i}" if i else f"{len(messages)}"
         top = [(text, 0.5**i), (" x", 0.1)]
         yield {"text": text, "probability": 0.5**i, "top": top}
-chat = ChatBox(reply)
+chat = ChatBox(reply, messages=[{'role': 'system', 'content': 'Be brief.'}])
 chat
 """
 
@@ -121,7 +121,7 @@ def test_in_jupyterlab(lab: Any, tab: Any, shot: Any, serious: Any) -> None:
     page.keyboard.type("two")
     expect(field).to_have_value("one\ntwo")
     page.keyboard.press("Enter")
-    expect(said).to_have_text(["one\ntwo", "1 w1 w2"])
+    expect(said).to_have_text(["Be brief.", "one\ntwo", "2 w1 w2"])
     expect(field).to_have_value("")
     expect(field).to_be_focused()
     expect(stop).to_be_disabled()
@@ -129,18 +129,18 @@ def test_in_jupyterlab(lab: Any, tab: Any, shot: Any, serious: Any) -> None:
     # It streams; a second question has to wait; Stop ends it.
     field.fill("long")
     field.press("Enter")
-    expect(said.nth(3)).to_contain_text("3 w1 w2 w3")
+    expect(said.nth(4)).to_contain_text("4 w1 w2 w3")
     expect(box.get_by_role("log")).to_have_attribute("aria-busy", "true")
     field.fill("more")
     field.press("Enter")
     expect(alert).to_contain_text("One answer is still being written")
     expect(field).to_have_value("more")
-    early = len(said.nth(3).inner_text())
-    expect(said.nth(3)).not_to_have_text(re.compile(rf"^.{{0,{early + 20}}}$"))
+    early = len(said.nth(4).inner_text())
+    expect(said.nth(4)).not_to_have_text(re.compile(rf"^.{{0,{early + 20}}}$"))
     shot(page, "chat_box_lab_dark")
     stop.click()
     expect(box.locator(".mll-cb-stopped")).to_have_text("stopped")
-    length = len(said.nth(3).inner_text().split())
+    length = len(said.nth(4).inner_text().split())
     assert 4 <= length < 400
     expect(field).to_be_focused()
     # Errors: at once, and the question comes back; midway, and what came stays.
@@ -148,21 +148,21 @@ def test_in_jupyterlab(lab: Any, tab: Any, shot: Any, serious: Any) -> None:
     field.press("Enter")
     expect(alert).to_have_text("reply raised RuntimeError: no weights")
     expect(field).to_have_value("fail")
-    expect(said).to_have_count(4)
+    expect(said).to_have_count(5)
     field.fill("half")
     box.get_by_role("button", name="Send").click()
     expect(alert).to_have_text("reply raised RuntimeError: in the middle")
-    expect(said).to_have_count(6)
-    expect(said.nth(5)).to_have_text("5 w1")
+    expect(said).to_have_count(7)
+    expect(said.nth(6)).to_have_text("6 w1")
     assert serious(page) == []
     # The answer that was stopped is remembered as far as it came.
     field.fill("again")
     field.press("Enter")
-    expect(said.nth(7)).to_have_text("7 w1 w2")
+    expect(said.nth(8)).to_have_text("8 w1 w2")
     box.get_by_role("button", name="Start over").click()
-    expect(said).to_have_count(0)
+    expect(said).to_have_text(["Be brief."])
     # Another output of the same box: one conversation.
     asked = again.get_by_label("message", exact=True)
     asked.fill("here")
     asked.press("Enter")
-    expect(again.locator(".mll-cb-body")).to_have_text(["here", "1 w1 w2"])
+    expect(again.locator(".mll-cb-body")).to_have_text(["Be brief.", "here", "2 w1 w2"])

@@ -313,6 +313,10 @@ def test_branches_that_were_opened_are_in_the_page(saved: Callable[..., Page]) -
     items(page).nth(3).click()
     expect(page.get_by_text("After ·w5: entropy")).to_be_visible()
     expect(items(page).nth(2)).to_contain_text(f"{logprob(far):.2f}".replace("-", "−"))
+    p = torch.tensor(logits([*START, far])).softmax(-1)
+    entropy = torch.distributions.Categorical(p).entropy() / np.log(2)
+    label = re.compile(f"entropy before it {entropy:.2f} bits")
+    expect(page.locator(".mll-nt-chip").last).to_have_attribute("aria-label", label)
     wide = "document.documentElement.scrollWidth"
     assert page.evaluate(wide) <= 420
 
@@ -320,7 +324,7 @@ def test_branches_that_were_opened_are_in_the_page(saved: Callable[..., Page]) -
 def test_sliders_are_instant(
     saved: Callable[..., Page], record_property: Callable[[str, object], None]
 ) -> None:
-    size, start = 128_256, list(range(128))
+    size, start = 32_000, list(range(128))
     row = 2.5 * np.random.default_rng(0).standard_normal(size)
     page = saved(NextTokenView(lambda ids: row, start, name))
     worst = page.evaluate(

@@ -64,7 +64,7 @@ def test_pieces_come_one_by_one_and_are_remembered() -> None:
     assert [p["text"] for p in last["pieces"]] == ["The", " end"]
     assert talk.box.words() == "a chat of 4 messages, the last: 'The end'"
     talk.ask("forget")
-    assert talk.box.messages == []
+    assert talk.box.messages == HI
 
 
 def test_stop_between_two_pieces() -> None:

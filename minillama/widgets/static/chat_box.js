@@ -152,7 +152,7 @@ function drawChat({ root, data, ask, say, tell, onResize, onTheme, onLeave, save
   async function forget() {
     try {
       await ask("forget");
-      showAll([]);
+      showAll(data.messages);
       say(null);
       field.focus();
       tell("a new conversation");

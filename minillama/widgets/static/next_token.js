@@ -474,8 +474,8 @@ function drawNextToken({ root, data, ask, get, say, tell, onLeave, saved }) {
       let parent = start[one.at - 1];
       for (const id of one.branch.slice(0, -1)) parent = parent?.children.get(id);
       if (!parent) continue;
-      const { id, text, special, logprob } = one;
-      if (!parent.children.has(id)) parent.children.set(id, newNode({ id, text, special, logprob }, parent, false));
+      const { at, branch, ...about } = one;
+      if (!parent.children.has(about.id)) parent.children.set(about.id, newNode(about, parent, false));
     }
     if (nodes.length && !gone) show();
   }
