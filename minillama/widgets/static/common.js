@@ -194,12 +194,19 @@ function framed(draw) {
           leaving.push(() => observer.disconnect());
         },
         onTheme: (fn) => {
+          // Lab puts the view into its page after it is drawn: only then is the theme known.
+          const arrival = new ResizeObserver(() => { arrival.disconnect(); fn(); });
+          arrival.observe(root);
           const observer = new MutationObserver(() => requestAnimationFrame(fn));
           observer.observe(document.body, { attributes: true });
           observer.observe(document.documentElement, { attributes: true });
           const scheme = matchMedia("(prefers-color-scheme: dark)");
           scheme.addEventListener("change", fn);
-          leaving.push(() => { observer.disconnect(); scheme.removeEventListener("change", fn); });
+          leaving.push(() => {
+            arrival.disconnect();
+            observer.disconnect();
+            scheme.removeEventListener("change", fn);
+          });
         },
         onLeave: (fn) => leaving.push(fn),
         saved: model.saved === true,

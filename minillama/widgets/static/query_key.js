@@ -56,7 +56,8 @@ function drawQueryKey({ root, data, tell, onTheme }) {
   function show() {
     const before = rows[at]?.key ?? query;
     rows = known().map((row) => Object.assign(row, lines[row.key]));
-    at = order === "weight" ? 0 : Math.max(0, rows.findIndex((one) => one.key === before));
+    at = order === "weight" ? 0 : rows.findIndex((one) => one.key === before);
+    if (at < 0) at = rows.length - 1; // the key lies ahead of this query
     rows.forEach(write);
     rows.forEach(({ node }, i) => {
       if (keys.children[i] !== node) keys.insertBefore(node, keys.children[i] ?? null);
@@ -64,6 +65,7 @@ function drawQueryKey({ root, data, tell, onTheme }) {
     while (keys.children.length > rows.length) keys.lastChild.remove();
     paint();
     mark();
+    keys.scrollTop = rows[at].node.offsetTop - keys.offsetTop - keys.clientHeight / 2;
   }
 
   function line(key) {
@@ -180,15 +182,13 @@ function drawQueryKey({ root, data, tell, onTheme }) {
     h("div", { class: "mll-row" }, querySlider.node, orderPicker.node),
     h("div", { class: "mll-qk-frame" },
       h("div", { class: "mll-qk-row mll-qk-head" }, h("span", {}, "query"), queryStrip.node,
-        h("span", {}, "blue: above 0, orange: below"), h("span", {}), h("span", {})),
+        h("span"), h("span"), h("span")),
       h("div", { class: "mll-qk-row mll-qk-head" }, h("span", {}, "key"), h("span", {}, "its numbers"),
         h("span", {}, "query × key"), h("span", { class: "mll-qk-number" }, `q·k/√${width}`), h("span", {}, "softmax")),
       keys),
     about,
     h("p", { class: "mll-note" },
-      "Up and down: keys; left and right: the numbers of the head; Enter makes the key the query."));
-  // The theme can be read once the view lies in the page.
-  requestAnimationFrame(paintKeys);
+      "Blue: above 0, orange: below. Up and down: keys; left and right: the numbers of the head; Enter makes the key the query."));
   show();
   onTheme(() => { paintKeys(); paint(); });
 }
