@@ -125,6 +125,7 @@ def test_in_jupyterlab(lab: Any, tab: Any, shot: Any, serious: Any) -> None:
     expect(field).to_have_value("")
     expect(field).to_be_focused()
     expect(stop).to_be_disabled()
+    expect(box.locator(".mll-sentence")).to_be_hidden()
     assert page.locator(".jp-Cell").count() == 2
     # It streams; a second question has to wait; Stop ends it.
     field.fill("long")
