@@ -92,6 +92,14 @@ check_previous_token_score = Check(
         "t - 1.": lambda a: a.diagonal(-2, -2, -1).mean(-1),
         "The largest share is taken. The score is the mean over the queries: one lucky "
         "row makes no previous-token head.": lambda a: a.diagonal(-1, -2, -1).amax(-1),
+        "The mean runs over the first axis, of layers or heads. Average over the "
+        "queries, the last axis of what was read.": lambda a: a.diagonal(
+            -1, -2, -1
+        ).mean(0),
+        "The queries are counted whose largest share is the token before. The score is "
+        "the mean of the shares themselves.": lambda a: (
+            (a.argmax(-1)[..., 1:] == torch.arange(a.shape[-1] - 1)).float().mean(-1)
+        ),
         "The diagonal runs through the first two axes, of layers or heads. Queries and "
         "keys are the last two: diagonal(-1, -2, -1).": lambda a: a.diagonal(-1).mean(
             -1
@@ -164,6 +172,16 @@ check_induction_score = Check(
         ).mean(0),
         "The token two after the first occurrence is read. The one that came next "
         "stands at t - period + 1.": lambda a, p: _at(a, p, 2).mean(-1),
+        "One query is read, the first of the second half. Average over all queries "
+        "from period to T - 1.": lambda a, p: a[..., p, 1].clone(),
+        "The last query is left out: its place, period, lies in the second half. "
+        "Average over all queries from period to T - 1.": lambda a, p: _at(a, p, 1)[
+            ..., :-1
+        ].mean(-1),
+        "All shares that the second half gives to the first are averaged. For each "
+        "query one key counts, t - period + 1.": lambda a, p: a[..., p:, :p].mean(
+            (-1, -2)
+        ),
         "Rows and columns are exchanged, and a Llama's key never asks a later query: "
         "queries are rows, attention[..., t, t - period + 1].": lambda a, p: a.diagonal(
             p - 1, -2, -1
@@ -242,6 +260,10 @@ check_mean_ablate = Check(
         "Zeros are written: that is zero ablation. Here the head's numbers become "
         "their means over all texts and tokens.": lambda j, h, d: _put(
             j, _own(h, d), 0.0
+        ),
+        "Every H-th number is set to zero. A head's numbers lie side by side, and they "
+        "become their means, not zero.": lambda j, h, d: _put(
+            j, slice(h, None, j.shape[-1] // d), 0.0
         ),
         "Every H-th number is replaced. In Llama a head's numbers lie side by side: "
         "from head * head_dim to (head + 1) * head_dim.": lambda j, h, d: _put(
@@ -356,6 +378,20 @@ check_logit_lens = Check(
         "are sqrt(D) times too small.": lambda r, w, o, e: (
             (r / (r.square().sum(-1, keepdim=True) + e).sqrt() * w) @ o.T
         ),
+        "The root is missing. Llama divides by the root of the mean square.": (
+            lambda r, w, o, e: (r / (r.square().mean(-1, keepdim=True) + e) * w) @ o.T
+        ),
+        "The stream is multiplied by its root mean square. Llama divides by it.": (
+            lambda r, w, o, e: (
+                (r * (r.square().mean(-1, keepdim=True) + e).sqrt() * w) @ o.T
+            )
+        ),
+        "One is added to the weight, as Gemma does. Llama multiplies by the weight "
+        "itself.": lambda r, w, o, e: logit_lens(r, 1 + w, o, e),
+        "eps is added to the root. Llama adds it to the mean square, under the "
+        "root.": lambda r, w, o, e: (
+            (r / (r.square().mean(-1, keepdim=True).sqrt() + e) * w) @ o.T
+        ),
         "One scale for all positions. Each position is normed by its own root mean "
         "square: mean(-1, keepdim=True).": lambda r, w, o, e: (
             (r * torch.rsqrt(r.square().mean() + e) * w) @ o.T
@@ -372,6 +408,8 @@ check_logit_lens = Check(
         "and every position.": lambda r, w, o, e: logit_lens(r[-1], w, o, e),
         "The logits lie on their side: V before the positions. Llama's vocabulary is "
         "the last axis.": lambda r, w, o, e: logit_lens(r, w, o, e).movedim(-1, 0),
+        "The output matrix is not turned. It is V x D, a row for each word: multiply "
+        "by output.T.": lambda r, w, o, e: logit_lens(r, w, o.T, e),
         "The norm comes after the output matrix. Llama norms the stream, then "
         "multiplies.": lambda r, w, o, e: (
             (r * w) @ o.T * torch.rsqrt((r @ o.T).square().mean(-1, keepdim=True) + e)
