@@ -1,6 +1,7 @@
 """What a KV cache takes: bytes under sliders, beside the memories it has to fit."""
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 from minillama.widgets.view import View
@@ -93,7 +94,7 @@ def _data(
 ) -> dict[str, Any]:
     if not models:
         raise ValueError('no model is given: CacheView({"name": {"n_layers": ...}})')
-    if not len(memories) or not all(0 < m < 1e6 for m in memories):
+    if not len(memories) or not all(_within(m, 1e-6, 1e6) for m in memories):
         raise ValueError(
             f"memories are {list(memories)}: give sizes in GiB, above 0, such as 24"
         )
@@ -106,7 +107,7 @@ def _data(
     return {
         "models": {str(name): _model(name, model) for name, model in models.items()},
         "memories": [float(m) for m in memories],
-        "start": {key: value * 1 for key, value in start.items()},
+        "start": start,
     }
 
 
@@ -126,8 +127,12 @@ def _model(name: str, model: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _whole(owner: str, key: str, value: Any, most: int) -> int:
-    if isinstance(value, bool) or value != value or not 1 <= value <= most:
+    if not _within(value, 1, most):
         raise ValueError(f"{owner} has {key} {value}: it lies between 1 and {most:,}")
     if int(value) != value:
         raise ValueError(f"{owner} has {key} {value}: give a whole number")
     return int(value)
+
+
+def _within(value: Any, least: float, most: float) -> bool:
+    return isinstance(value, Real) and least <= float(value) <= most

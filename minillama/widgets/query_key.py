@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from minillama.widgets.view import View
+from minillama.widgets.view import View, array
 
 LONGEST = 512  # tokens
 WIDEST = 512  # numbers of a head
@@ -103,7 +103,7 @@ class QueryKeyView(View):
 
 
 def _rows(given: Any, name: str, tokens: int) -> np.ndarray:
-    rows = np.asarray(given, dtype=np.float64)
+    rows = array(given, name)
     if rows.ndim != 2 or len(rows) != tokens or not 1 <= rows.shape[1] <= WIDEST:
         raise ValueError(
             f"{name} has the shape {rows.shape}, there are {tokens} tokens: give "

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from minillama.widgets.view import View
+from minillama.widgets.view import View, array
 
 Numbers = Any  # whatever numpy takes: a list, an array, a tensor
 FURTHEST = 1_000_000  # the last position a slider may reach
@@ -124,7 +124,7 @@ def _data(
 
 
 def _frequencies(given: Numbers, name: str) -> np.ndarray:
-    numbers = np.asarray(given, dtype=np.float64)
+    numbers = array(given, name)
     if numbers.ndim != 1 or not 1 <= len(numbers) <= MOST:
         raise ValueError(
             f"{name} has the shape {numbers.shape}: give a list of 1 to {MOST} numbers"
@@ -135,7 +135,7 @@ def _frequencies(given: Numbers, name: str) -> np.ndarray:
 
 
 def _vector(given: Numbers, pairs: int, name: str) -> list[float]:
-    numbers = np.asarray(given, dtype=np.float64)
+    numbers = array(given, name)
     if numbers.shape != (2 * pairs,) or not np.isfinite(numbers).all():
         raise ValueError(
             f"{name} has the shape {numbers.shape}: give {2 * pairs} finite numbers, "

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from minillama.widgets.view import View
+from minillama.widgets.view import View, array
 
 LONGEST = 2000  # tokens of all texts together
 MOST = 1_000_000  # values
@@ -52,7 +52,7 @@ class ValuesView(View):
                 f"the arrays have the shapes {[a.shape for a in arrays]}: they may "
                 "differ in their last axis alone"
             )
-        self._rows = [array.reshape(-1, array.shape[-1]) for array in arrays]
+        self._rows = [a.reshape(-1, a.shape[-1]) for a in arrays]
         return {
             "texts": [
                 {
@@ -121,17 +121,21 @@ def _places(tokens: Sequence[str]) -> tuple[list[tuple[float, int, str]], int]:
 def _array(values: Any, tokens: Sequence[str]) -> np.ndarray:
     if not tokens:
         raise ValueError("there are no tokens: give the text's tokens, a value each")
-    array = np.asarray(values, dtype=np.float64)
-    if not 1 <= array.ndim <= 3 or array.shape[-1] != len(tokens) or not array.size:
+    numbers = array(values, "values")
+    if (
+        not 1 <= numbers.ndim <= 3
+        or numbers.shape[-1] != len(tokens)
+        or not numbers.size
+    ):
         raise ValueError(
-            f"the values have the shape {array.shape}, there are {len(tokens)} tokens: "
-            "the last of one to three axes must be as long"
+            f"the values have the shape {numbers.shape}, there are {len(tokens)} "
+            "tokens: the last of one to three axes must be as long"
         )
-    if wrong := int((~np.isfinite(array)).sum()):
+    if wrong := int((~np.isfinite(numbers)).sum()):
         raise ValueError(
-            f"{wrong} of {array.size} values are NaN or infinite: replace them"
+            f"{wrong} of {numbers.size} values are NaN or infinite: replace them"
         )
-    return array
+    return numbers
 
 
 def _refuse_large(texts: Sequence[Sequence[str]], arrays: list[np.ndarray]) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import anywidget
+import numpy as np
 import traitlets
 
 Answer = tuple[Mapping[str, Any], list[bytes]]
@@ -145,6 +146,19 @@ def _key(what: str, args: Mapping[str, Any]) -> str:
         for name, v in args.items()
     }
     return json.dumps([what, whole], separators=(",", ":"), ensure_ascii=False)
+
+
+def array(given: Any, name: str) -> np.ndarray:
+    """What numpy takes, and what it does not: bfloat16, gradients, other devices.
+
+    Raises ValueError if these are no numbers, or rows of unequal length.
+    """
+    if hasattr(given, "detach"):
+        given = given.detach().cpu().double().numpy()
+    try:
+        return np.asarray(given, dtype=np.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} must be numbers in even rows: {error}") from None
 
 
 def plain(value: Any) -> Any:

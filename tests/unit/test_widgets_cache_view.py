@@ -42,6 +42,7 @@ def test_words_and_picture() -> None:
         (lambda: CacheView({"x": {**ONE, "n_layers": 0}}), "between 1 and 1,000"),
         (lambda: CacheView({"x": {**ONE, "head_dim": 2.5}}), "whole number"),
         (lambda: CacheView({"x": {**ONE, "head_dim": float("nan")}}), "head_dim nan"),
+        (lambda: CacheView({"x": {**ONE, "head_dim": "8"}}), "head_dim 8"),
         (lambda: CacheView(memories=()), "sizes in GiB"),
         (lambda: CacheView(memories=(8, -1)), "sizes in GiB"),
         (lambda: CacheView(tokens=0), "tokens 0"),

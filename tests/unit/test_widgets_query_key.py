@@ -27,6 +27,11 @@ def test_the_weights_are_those_of_attention() -> None:
             np.testing.assert_allclose(own, expected, atol=1e-12)
 
 
+def test_tensors_of_any_kind() -> None:
+    q = torch.ones(4, 16, dtype=torch.bfloat16, requires_grad=True)
+    assert QueryKeyView(TOKENS, q, q).weights(3) == pytest.approx([0.25] * 4)
+
+
 def test_words_and_picture() -> None:
     view = QueryKeyView(TOKENS, Q, K)
     top = int(view.weights(3).argmax())

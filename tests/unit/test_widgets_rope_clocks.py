@@ -48,7 +48,7 @@ def test_data_words_and_picture() -> None:
         (lambda: RopeClocks([[1.0]]), "shape (1, 1)"),
         (lambda: RopeClocks([1.0, np.nan]), "finite and above 0"),
         (lambda: RopeClocks([1.0, -1.0]), "finite and above 0"),
-        (lambda: RopeClocks(["a"]), "could not convert"),
+        (lambda: RopeClocks(["a"]), "must be numbers"),
         (lambda: RopeClocks([1.0], (5, 200)), "between 0 and 100"),
         (lambda: RopeClocks([1.0], longest=0), "longest is 0"),
         (lambda: RopeClocks([1.0], scaled=[1.0, 0.5]), "2 scaled ones"),

@@ -54,6 +54,8 @@ def test_words_and_picture() -> None:
     [
         (lambda: ValuesView([], []), "no tokens"),
         (lambda: ValuesView(TOKENS, [1.0, 2.0]), "shape (2,), there are 3 tokens"),
+        (lambda: ValuesView(TOKENS, [[1], [1, 2, 3]]), "even rows"),
+        (lambda: ValuesView(TOKENS, "abc"), "must be numbers"),
         (lambda: ValuesView(TOKENS, GRID[None]), "shape (1, 2, 2, 3)"),
         (lambda: ValuesView(TOKENS, [1, np.nan, np.inf]), "2 of 3 values"),
         (lambda: ValuesView(["a"] * 2001, [0.0] * 2001), "2,001 tokens"),
