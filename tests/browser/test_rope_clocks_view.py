@@ -99,6 +99,23 @@ def test_the_hands_point_where_the_angles_say(saved: Callable[..., Page]) -> Non
     assert box["y"] >= middle["y"] + middle["height"] / 2 - 3
 
 
+def test_the_wedge_keeps_its_size(saved: Callable[..., Page]) -> None:
+    page = saved(clocks())
+    wedge = page.locator(".mll-wedge").first
+
+    def opened() -> float:
+        shade = wedge.evaluate("e => e.style.background")
+        return float(re.findall(r"([\d.]+)rad", shade.split("from")[1])[1])
+
+    assert opened() == pytest.approx(3)
+    page.get_by_role("button", name="move both together").click()
+    drag(page, "query at m", 40)
+    assert opened() == pytest.approx(3)
+    page.get_by_role("button", name="move both together").click()
+    drag(page, "query at m", 50)  # a distance of 13 is two turns and 0.43
+    assert opened() == pytest.approx(13 - 4 * cmath.pi)
+
+
 def test_the_keyboard_alone(saved: Callable[..., Page]) -> None:
     page = saved(clocks())
     page.keyboard.press("Tab")

@@ -89,7 +89,7 @@ function drawClocks({ root, data, tell, onTheme, onResize }) {
       point(hands[1], b, 0.36 * face);
       thin.forEach((one, i) => point(one, (i ? n : m) * scaled[pair], 0.5 * face));
       const size = (m - n) * frequencies[pair];
-      const open = Math.abs(size) >= TURN ? TURN : Math.abs(size);
+      const open = Math.abs(size) % TURN; // whole turns leave the hands as they are
       const from = Math.PI / 2 - Math.max(a, b);
       wedge.style.background = `conic-gradient(from ${from}rad, var(--mll-line) 0 ${open}rad, transparent 0)`;
       node.setAttribute("aria-label",
