@@ -172,6 +172,10 @@ check_induction_score = Check(
         ).mean(0),
         "The token two after the first occurrence is read. The one that came next "
         "stands at t - period + 1.": lambda a, p: _at(a, p, 2).mean(-1),
+        "The first occurrence itself is read, t - period, and over all queries. "
+        "Induction looks at t - period + 1, and begins at query period.": lambda a, p: (
+            torch.stack([a[..., t, t - p] for t in range(a.shape[-1])]).mean(0)
+        ),
         "One query is read, the first of the second half. Average over all queries "
         "from period to T - 1.": lambda a, p: a[..., p, 1].clone(),
         "The last query is left out: its place, period, lies in the second half. "
@@ -377,6 +381,10 @@ check_logit_lens = Check(
         "The stream is divided by its length, not by its root mean square: all logits "
         "are sqrt(D) times too small.": lambda r, w, o, e: (
             (r / (r.square().sum(-1, keepdim=True) + e).sqrt() * w) @ o.T
+        ),
+        "The stream is divided by its length, and the norm's weight is not used. Llama "
+        "divides by the root mean square, then multiplies by the weight.": (
+            lambda r, w, o, e: r / r.norm(dim=-1, keepdim=True) @ o.T
         ),
         "The root is missing. Llama divides by the root of the mean square.": (
             lambda r, w, o, e: (r / (r.square().mean(-1, keepdim=True) + e) * w) @ o.T
