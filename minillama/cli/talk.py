@@ -129,20 +129,30 @@ def chat(
         with contextlib.suppress(ImportError):  # there is none on Windows
             import readline  # noqa: F401 - arrow keys in input()
         screen.note("Ctrl-C stops an answer, /new begins anew, Ctrl-D leaves.")
-    while (text := _ask("> " if typed else "")) is not None:
-        if text.strip() == "/new":
-            talk.restart()
-            continue
-        if not text.strip():
-            continue
+    while True:
+        # Around all of it: a Ctrl-C that comes just after the answer must not leave.
         try:
-            for piece in talk.reply(_text(text), sampler, max_new_tokens):
-                screen.say(piece, end="")
+            text = _ask("> " if typed else "")
+            if text is None:
+                return
+            _turn(talk, text, sampler, max_new_tokens)
         except KeyboardInterrupt:
-            screen.say(" (stopped)", end="")
-        except ValueError as error:
-            screen.complain(str(error))
-        screen.say()
+            screen.say(" (stopped)")
+
+
+def _turn(
+    talk: "Conversation", text: str, sampler: "Sampler", max_new_tokens: int
+) -> None:
+    if text.strip() == "/new":
+        return talk.restart()
+    if not text.strip():
+        return None
+    try:
+        for piece in talk.reply(_text(text), sampler, max_new_tokens):
+            screen.say(piece, end="")
+    except ValueError as error:
+        screen.complain(str(error))
+    return screen.say()
 
 
 class Conversation:
