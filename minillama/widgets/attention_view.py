@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from minillama.widgets.view import Answer, View
+from minillama.widgets.view import Answer, View, array
 
 LONGEST = 1024  # tokens; the picture stays smooth to 512
 LARGEST_PAGE = 60_000_000  # bytes of a saved page
@@ -172,15 +172,8 @@ def _chosen(layers: Iterable[int] | None, n: int) -> list[int]:
 
 
 def _one_prompt(weights: Any, number: int) -> np.ndarray:
-    """An array H T S of float32; a torch tensor is read without importing torch."""
-    if hasattr(weights, "detach"):
-        weights = weights.detach().cpu()
-        # numpy has no bfloat16.
-        weights = (weights.float() if weights.is_floating_point() else weights).numpy()
-    try:
-        layer = np.asarray(weights, dtype=np.float32)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"layer {number} is no array of numbers: {error}") from None
+    """An array H T S of float32."""
+    layer = array(weights, f"layer {number}", np.float32)
     if layer.ndim == 4 and layer.shape[0] == 1:
         layer = layer[0]
     if layer.ndim != 3:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from minillama.widgets.view import Answer, View
+from minillama.widgets.view import Answer, View, array
 
 EXACT = 1000  # tokens whose logits are sent one by one
 BINS = 512  # for all others
@@ -223,7 +223,7 @@ class NextTokenView(View):
 
     def _logits(self, prefix: Prefix) -> np.ndarray:
         given = _called("next_logits", self._next_logits, list(prefix))
-        logits = _numbers(given)
+        logits = array(given, "what next_logits gives")
         if logits.ndim != 1 or not logits.size:
             raise ValueError(
                 f"next_logits gave an array of shape {logits.shape}: it must give V "
@@ -264,17 +264,6 @@ def _called(name: str, function: Callable[[Any], Any], argument: Any) -> Any:
         return function(argument)
     except Exception as error:
         raise ValueError(f"{name} raised {type(error).__name__}: {error}") from error
-
-
-def _numbers(given: Any) -> np.ndarray:
-    if hasattr(given, "detach"):  # torch: numpy knows neither gradients nor bfloat16
-        given = given.detach().float().cpu().numpy()
-    try:
-        return np.asarray(given, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"next_logits gave {type(given).__name__}: it must give V numbers ({error})"
-        ) from error
 
 
 def _summary(logits: np.ndarray) -> _Next:

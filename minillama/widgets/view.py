@@ -148,7 +148,7 @@ def _key(what: str, args: Mapping[str, Any]) -> str:
     return json.dumps([what, whole], separators=(",", ":"), ensure_ascii=False)
 
 
-def array(given: Any, name: str) -> np.ndarray:
+def array(given: Any, name: str, dtype: type = np.float64) -> np.ndarray:
     """What numpy takes, and what it does not: bfloat16, gradients, other devices.
 
     Raises ValueError if these are no numbers, or rows of unequal length.
@@ -156,7 +156,7 @@ def array(given: Any, name: str) -> np.ndarray:
     if hasattr(given, "detach"):
         given = given.detach().cpu().double().numpy()
     try:
-        return np.asarray(given, dtype=np.float64)
+        return np.asarray(given, dtype=dtype)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name} must be numbers in even rows: {error}") from None
 

@@ -97,9 +97,7 @@ def test_the_keyboard_alone(saved: Callable[..., Page]) -> None:
     expect(page.locator("[aria-live]")).to_have_text("b 60 %, ·barks 5.0 %")
     page.keyboard.press("PageDown")
     page.keyboard.press("Home")
-    expect(page.locator(".mll-lens-about h3")).to_have_text(
-        "in, position 0, after the"
-    )
+    expect(page.locator(".mll-lens-about h3")).to_have_text("in, position 0, after the")
     assert page.locator(".mll-lens-grid td[tabindex='0']").count() == 1
     outline = "getComputedStyle(document.activeElement).outlineStyle"
     assert page.evaluate(outline) == "solid"

@@ -159,7 +159,7 @@ def nan(layers: list[np.ndarray]) -> list[np.ndarray]:
         (nan(made()), TOKENS, {}, "layer 1, head 2: the weights of query 3 contain"),
         ([2 * w for w in made()], TOKENS, {}, "query 0 sum to 2.000, not 1"),
         ([np.tile([2.0, -1, 0, 0], (1, 4, 1))], TOKENS, {}, "fall below 0"),
-        ([["a"]], TOKENS, {}, "layer 0 is no array of numbers"),
+        ([["a"]], TOKENS, {}, "layer 0 must be numbers"),
         ([np.ones((0, 4, 4))], TOKENS, {}, "it needs a head"),
         ([np.full((1, 5, 4), 0.25)], TOKENS, {}, "no more queries than keys"),
     ],

@@ -141,7 +141,10 @@ def fails(ids: list[int]) -> np.ndarray:
         (lambda: NextTokenView(logits, [1], fails), "show_token raised Zero"),
         (lambda: NextTokenView(lambda ids: [], [1], letter), r"shape \(0,\)"),
         (lambda: NextTokenView(lambda ids: [[1.0]], [1], letter), r"shape \(1, 1\)"),
-        (lambda: NextTokenView(lambda ids: "no", [1], letter), "gave str"),
+        (
+            lambda: NextTokenView(lambda ids: "no", [1], letter),
+            "what next_logits gives must",
+        ),
         (lambda: NextTokenView(lambda ids: [-np.inf] * 3, [1], letter), "3 times"),
         (lambda: NextTokenView(lambda ids: [np.inf, 1], [1], letter), "1 times"),
     ],
