@@ -781,7 +781,8 @@ function drawAttention({ root, data, ask, get, tell, onResize, onTheme, onLeave,
     node: h("canvas", {
       tabindex: 0, role: "application",
       "aria-label": "all layers and heads: arrow keys choose, Enter opens one",
-      onmousemove: (event) => sayGlance(underMouse(event)),
+      // A page that scrolls below a resting mouse sends moves of no length.
+      onmousemove: (event) => (event.movementX || event.movementY) && sayGlance(underMouse(event)),
       onclick: (event) => openGlance(underMouse(event)),
       onkeydown: (event) => {
         if (event.key !== "Enter") return;
@@ -815,6 +816,7 @@ function drawAttention({ root, data, ask, get, tell, onResize, onTheme, onLeave,
 
   function showGlance(afresh) {
     if (!overview.open || !glance.roots) return;
+    glance.node.hidden = false;
     if (afresh || glance.night !== ink.dark) {
       const { high, wide, roots } = glance;
       glance.image = h("canvas", { width: wide, height: high * layers.length * H });
@@ -860,6 +862,7 @@ function drawAttention({ root, data, ask, get, tell, onResize, onTheme, onLeave,
   const overview = h("details", { class: "mll-att-all", ontoggle: fetchGlance },
     h("summary", {}, layers.length > 1 ? `all ${layers.length} layers at a glance` : "the layer at a glance"),
     glance.said, h("div", { class: "mll-att-glance" }, glance.node));
+  glance.node.hidden = true; // until there is something to choose from
   arrows(glance.node, (dx, dy) => {
     const from = glance.at ?? { layer: state.layer, head: Number(state.a) || 0 };
     sayGlance({ layer: clamp(from.layer + dy, 0, layers.length - 1), head: clamp(from.head + dx, 0, H - 1) });
