@@ -676,7 +676,7 @@ def test_chat_in_a_terminal(terminal: Terminal) -> None:
     terminal.type("/new\n")
     terminal.expect("> $")
     terminal.type("\x04")
-    assert terminal.process.wait(timeout=10) == 0
+    assert terminal.process.wait(timeout=60) == 0
 
 
 # doctor, lab, test, progress
