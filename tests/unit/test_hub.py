@@ -486,7 +486,7 @@ def test_two_pulls_fetch_once(index: type[SlowIndex], home: Path) -> None:
     assert second.stdout.readline() == "waiting for another pull\n"
     assert left(home) != []
     index.gate.set()
-    out = [p.communicate(timeout=30) for p in (first, second)]
+    out = [p.communicate(timeout=60) for p in (first, second)]
     assert [p.returncode for p in (first, second)] == [0, 0], out
     assert wheels_asked(index) == 1
     assert all(o[0].endswith("pebble.bin\n") for o in out)
@@ -505,7 +505,7 @@ def test_a_signal_leaves_nothing(
     helpers = psutil.Process(process.pid).children(recursive=True)
     assert helpers, "pip should be running"
     process.send_signal(number)
-    _, err = process.communicate(timeout=15)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == (130 if number == signal.SIGINT else 143)
     assert "stopped" in err
     assert "Traceback" not in err
