@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Page, expect
+from view_speed import frame_after
 
 from minillama.widgets import LogitLensView
 
@@ -15,13 +16,6 @@ CELLS = [
     [[(" dog", 0.9), ("c", 0.01)], [(" barks", 0.6), ("b", 0.4)], [("!", 0.7)]],
 ]
 TRUTH = [[0.0001, 0.001, None], [0.3, 0.05, None], [0.9, 0.6, None]]
-FRAME = """async (key) => {
-    const node = document.activeElement;
-    const begin = performance.now();
-    node.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
-    await new Promise((done) => requestAnimationFrame(done));
-    return performance.now() - begin;
-}"""
 
 
 def lens(**more: Any) -> LogitLensView:
@@ -108,12 +102,12 @@ def test_many_tokens_stay_quick(saved: Callable[..., Page], shot: Any) -> None:
     tokens = [f"t{i}" for i in range(128)]
     page = saved(LogitLensView(tokens, [[cell] * 128] * 31), width=420)
     page.locator(".mll-lens-grid td[tabindex='0']").focus()
-    times = [page.evaluate(FRAME, "ArrowDown") for _ in range(10)]
+    times = [frame_after(page, None, "keydown", "ArrowDown") for _ in range(10)]
     assert sorted(times)[5] < 200
-    times = [page.evaluate(FRAME, "Home")]
+    times = [frame_after(page, None, "keydown", "Home")]
     expect(page.locator("output")).to_have_text("0 to 31 of 128")
     expect(page.locator(".mll-lens-about h3")).to_contain_text("position 0, after t0")
-    times += [page.evaluate(FRAME, "End")]
+    times += [frame_after(page, None, "keydown", "End")]
     expect(page.locator("output")).to_have_text("96 to 127 of 128")
     assert max(times) < 400
     room = "e => e.scrollWidth <= e.clientWidth"

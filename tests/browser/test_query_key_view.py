@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from playwright.sync_api import Page, expect
+from view_speed import frame_after
 
 from minillama.widgets import QueryKeyView
 
@@ -13,14 +14,6 @@ TOKENS = ["the", " dog", " barks"]
 Q = np.array([[1.0, 0.5, 0, 0], [2.0, 0, -1, 0.5], [0.6, -2.0, 1.5, 3.0]])
 K = np.array([[1.0, 1.0, 0, 0], [0.5, 0.25, -1, 2.0], [-1.0, 2.0, 0.5, 0.25]])
 SCORES = Q @ K.T / 2  # the root of four numbers
-FRAME = """async (value) => {
-    const field = document.querySelector('[aria-label="query"]');
-    const begin = performance.now();
-    field.value = value;
-    field.dispatchEvent(new Event("input"));
-    await new Promise((done) => requestAnimationFrame(done));
-    return performance.now() - begin;
-}"""
 
 
 def share(p: float) -> str:
@@ -101,7 +94,9 @@ def test_quick_and_within_its_cell(
 ) -> None:
     q, k = np.random.default_rng(0).standard_normal((2, 128, 64))
     page = saved(QueryKeyView([" token"] * 128, q, k), width=width)
-    times = [page.evaluate(FRAME, 120 + i) for i in range(8)]
+    times = [
+        frame_after(page, '[aria-label="query"]', "input", 120 + i) for i in range(8)
+    ]
     assert sorted(times)[4] < 200
     expect(page.locator(".mll-qk-keys li")).to_have_count(128)
     assert page.locator(".mll").evaluate("e => e.scrollWidth <= e.clientWidth")

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from playwright.sync_api import Page, expect
+from view_speed import frame_after
 
 from minillama.widgets import ValuesView
 
@@ -16,14 +17,6 @@ VALUES = np.array(
         [[0.0, 0.0, 0.0, 0.0, 0.0], [-1.0, 1.0, -1.0, 1.0, -0.125]],
     ]
 )
-FRAME = """async (k) => {
-    const field = document.querySelectorAll("select")[0];
-    const begin = performance.now();
-    field.value = k;
-    field.dispatchEvent(new Event("change"));
-    await new Promise((done) => requestAnimationFrame(done));
-    return performance.now() - begin;
-}"""
 
 
 def values() -> ValuesView:
@@ -108,7 +101,7 @@ def test_quick_and_within_its_cell(
 ) -> None:
     many = np.random.default_rng(0).standard_normal((30, 64, 128))
     page = saved(ValuesView([" token"] * 128, many), width=width)
-    times = [page.evaluate(FRAME, k) for k in range(1, 12)]
+    times = [frame_after(page, "select", "change", k) for k in range(1, 12)]
     assert sorted(times)[5] < 200
     label = page.locator(".mll-value").nth(127).get_attribute("aria-label") or ""
     assert float(label.split()[1].replace("−", "-")) == pytest.approx(
