@@ -756,6 +756,15 @@ def generate(
         logits = model(torch.tensor([new[-1:]]), caches)
 
 
+def _with_prompt(
+    model: Any, ids: list[int], caches: Any, max_new_tokens: int, stop_id: int
+) -> list[int]:
+    new = generate(model, ids, caches, max_new_tokens, stop_id)
+    if new[-1] != stop_id:
+        model(torch.tensor([new[-1:]]), caches)
+    return ids + new
+
+
 def _one_loop(
     model: Any, ids: list[int], caches: Any, max_new_tokens: int, stop_id: int
 ) -> list[int]:
@@ -859,6 +868,8 @@ check_generate = Check(
         "The prompt comes back as well. The new ids alone are wanted.": (
             lambda m, ids, c, n, stop: ids + generate(m, ids, c, n, stop)
         ),
+        "The prompt comes back as well, and the last new token is read for nothing. "
+        "The new ids alone are wanted.": _with_prompt,
         "One token too many comes back. `max_new_tokens` counts the first new one "
         "too.": lambda m, ids, c, n, stop: generate(m, ids, c, n + 1, stop),
         "The first new token is missing: it comes from the logits after the prompt.": (

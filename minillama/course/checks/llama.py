@@ -837,6 +837,14 @@ check_is_causal = Check(
         "moves that bit in a causal model, too: allow 0.001 or so.": lambda f, t, v: (
             _searched(f, t, v, leaks=lambda a, b: not torch.equal(a, b))
         ),
+        "Only the last token is exchanged, and the logits must be equal to the last "
+        "bit. Exchange each token in turn, and allow 0.001.": lambda f, t, v: _searched(
+            f,
+            t,
+            v,
+            exchanged=lambda count: [count - 1],
+            leaks=lambda a, b: not torch.equal(a, b),
+        ),
         "The token is replaced by id 0. Where it was 0 already, nothing is exchanged: "
         "take one that differs.": lambda f, t, v: _searched(
             f, t, v, new=lambda old, size: old * 0

@@ -270,6 +270,10 @@ check_cross_entropy = Check(
         "probability, then the mean.": lambda z, t: (
             -_picked(_softly(z), t).exp().mean().log()
         ),
+        "The targets are not used: this is the mean surprise of all tokens of the "
+        "vocabulary. Pick the one that really came: gather(-1, targets[..., None]).": (
+            lambda z, t: -_softly(z).mean()
+        ),
         "The logit of the target alone, without the others. A logit says nothing by "
         "itself: subtract logsumexp of its row.": lambda z, t: (
             -_picked(z.float(), t).mean()
@@ -463,6 +467,10 @@ check_adamw = Check(
                 lr,
                 decay,
             )
+        ),
+        "Neither average is corrected for its start at zero, and there is no decay. "
+        "AdamW divides m and v by 1 - beta^t, and takes lr decay w off.": _adamw(
+            corrected=(False, False), pull=lambda w, lr, decay: 0 * w
         ),
         "The gradient is added whole. A running mean takes a share of it, 1 - beta: "
         "m = 0.9 m + 0.1 g, v = 0.95 v + 0.05 g g.": _adamw(shares=(1.0, 1.0)),
