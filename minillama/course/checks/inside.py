@@ -265,6 +265,10 @@ check_mean_ablate = Check(
         "their means over all texts and tokens.": lambda j, h, d: _put(
             j, _own(h, d), 0.0
         ),
+        "The mean of all heads' numbers is written. Each number of the head has a mean "
+        "of its own, over texts and tokens.": lambda j, h, d: _put(
+            j, _own(h, d), j.mean()
+        ),
         "Every H-th number is set to zero. A head's numbers lie side by side, and they "
         "become their means, not zero.": lambda j, h, d: _put(
             j, slice(h, None, j.shape[-1] // d), 0.0
