@@ -121,6 +121,8 @@ class Lab:
     def __init__(self, home: Path) -> None:
         self.root = home / "notebooks"
         self.root.mkdir()
+        self.static = home / "static"  # what lies there is served below /static
+        self.static.mkdir()
         settings = home / "config" / "labconfig"
         settings.mkdir(parents=True)
         quiet = {"fetchNews": "false", "checkForUpdates": False}
@@ -153,6 +155,7 @@ class Lab:
             "--ServerApp.port_retries=0",
             "--IdentityProvider.token=",
             f"--ServerApp.root_dir={self.root}",
+            f"--ServerApp.extra_static_paths={self.static}",
             "--LabApp.expose_app_in_browser=True",
             "--LabApp.extension_manager=readonly",
         ]
