@@ -57,14 +57,30 @@ def test_all_keys_without_a_mask(saved: Callable[..., Page]) -> None:
     expect(page.locator(".mll-qk-keys li")).to_have_text(shown(0, 3))
 
 
-def test_the_colours_tell_the_signs(saved: Callable[..., Page]) -> None:
-    page = saved(QueryKeyView(TOKENS, Q, K))
-    pixels = """(canvas) => Array.from(
-        canvas.getContext("2d").getImageData(0, 0, 4, 1).data)"""
-    products = page.locator(".mll-qk-keys canvas").nth(3).evaluate(pixels)
-    found = np.array(products).reshape(4, 4)[:, [0, 2]]  # red and blue
-    signs = np.sign(found[:, 1] - found[:, 0])
-    np.testing.assert_array_equal(signs, np.sign(Q[2] * K[1]))
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_signs_do_not_hang_on_colour(
+    saved: Callable[..., Page], theme: str
+) -> None:
+    page = saved(QueryKeyView(TOKENS, Q, K), theme=theme)
+    pixels = """(canvas) => [canvas.height, Array.from(canvas.getContext("2d")
+        .getImageData(0, 0, canvas.width, canvas.height).data)]"""
+    strips = page.locator("canvas")  # of the query, then two of each key
+    drawn = [Q[2], *(row for k in K for row in (k, Q[2] * k))]
+    tops = [abs(Q).max(), *[abs(K).max(), abs(Q[2] * K).max()] * 3]
+    for i, (values, most) in enumerate(zip(drawn, tops, strict=True)):
+        high, found = strips.nth(i).evaluate(pixels)
+        image = np.array(found).reshape(high, 4, 4).astype(int)
+        painted, middle = image[..., 3] > 0, high // 2
+        assert painted[middle].all()  # the line that stands for 0
+        above, below = painted[:middle].sum(0), painted[middle + 1 :].sum(0)
+        np.testing.assert_array_equal(np.sign(above - below), np.sign(values))
+        assert (abs((above - below) / middle - values / most) < 0.1).all()
+        # And the colour says it again: blue above, orange below.
+        blue = (image[..., 2] - image[..., 0])[
+            painted & (np.arange(high) != middle)[:, None]
+        ]
+        assert (blue > 0).sum() == above.sum()
+        assert (blue < 0).sum() == below.sum()
 
 
 def test_the_keyboard_alone(saved: Callable[..., Page]) -> None:

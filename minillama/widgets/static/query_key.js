@@ -1,5 +1,8 @@
 // One head, one query: each key, the products number by number, the sum, the softmax.
 
+const MIDDLE = 9; // the row of pixels that stands for 0
+const HIGH = 2 * MIDDLE + 1;
+
 const floats = (text) => new Float32Array(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
 const signed = (v, digits = 3) => String(Number(v.toPrecision(digits))).replace("-", "−");
 
@@ -30,7 +33,7 @@ function drawQueryKey({ root, data, tell, onTheme }) {
     input: (v) => { order = v; show(); tell(inWords()); },
   });
   const strip = () => {
-    const canvas = h("canvas", { width, height: 1 });
+    const canvas = h("canvas", { width, height: HIGH });
     const cursor = h("div", { class: "mll-qk-cursor" });
     return { node: h("div", { class: "mll-qk-strip", "aria-hidden": "true" }, canvas, cursor), canvas, cursor };
   };
@@ -98,29 +101,40 @@ function drawQueryKey({ root, data, tell, onTheme }) {
   }
 
   const largest = (values, least = 0) => values.reduce((m, v) => Math.max(m, Math.abs(v)), least);
-  /** Made once a theme: thousands of numbers are painted at each input. */
-  const shades = [false, true].map((dark) => Array.from({ length: 511 }, (_, i) => diverge(i / 255 - 1, dark)));
-  function stripes(canvas, values, most, dark) {
+  /** Bars from a line in the middle: above 0 upwards, below 0 down, so that the sign
+   *  does not hang on the colour. What is not 0 has a pixel at least. */
+  function bars(canvas, values, most, { up, down, line }) {
     const pen = canvas.getContext("2d");
-    const image = pen.createImageData(width, 1);
+    const image = pen.createImageData(width, HIGH);
+    const pixels = new Uint32Array(image.data.buffer);
+    pixels.fill(line, MIDDLE * width, (MIDDLE + 1) * width);
     for (let i = 0; i < width; i++) {
-      const shade = shades[Number(dark)][Math.round(255 + (255 * values[i]) / (most || 1))];
-      for (let c = 0; c < 3; c++) image.data[4 * i + c] = shade[c];
-      image.data[4 * i + 3] = 255;
+      const way = Math.sign(values[i]);
+      const long = way && Math.max(1, Math.round((MIDDLE * Math.abs(values[i])) / most));
+      for (let j = 1; j <= long; j++) pixels[(MIDDLE - way * j) * width + i] = way > 0 ? up : down;
     }
     pen.putImageData(image, 0, 0);
+  }
+  /** Colours as a canvas takes them, dark or light as the page is. */
+  function colours() {
+    const dark = isDark(root);
+    const packed = ([r, g, b]) => ((255 << 24) | (b << 16) | (g << 8) | r) >>> 0;
+    return {
+      up: packed(diverge(0.66, dark)), down: packed(diverge(-0.66, dark)),
+      line: packed(dark ? [140, 140, 140] : [118, 118, 118]),
+    };
   }
 
   /** The keys' strips, which no query changes. */
   function paintKeys() {
-    const [most, dark] = [largest(k), isDark(root)];
-    lines.forEach((one, key) => stripes(one.left.canvas, of(k, key), most, dark));
+    const [most, ink] = [largest(k), colours()];
+    lines.forEach((one, key) => bars(one.left.canvas, of(k, key), most, ink));
   }
   function paint() {
-    const dark = isDark(root);
+    const ink = colours();
     const most = rows.reduce((high, row) => largest(row.products, high), 0);
-    stripes(queryStrip.canvas, of(q, query), largest(q), dark);
-    for (const row of rows) stripes(row.right.canvas, row.products, most, dark);
+    bars(queryStrip.canvas, of(q, query), largest(q), ink);
+    for (const row of rows) bars(row.right.canvas, row.products, most, ink);
   }
 
   function mark() {
@@ -188,7 +202,7 @@ function drawQueryKey({ root, data, tell, onTheme }) {
       keys),
     about,
     h("p", { class: "mll-note" },
-      "Blue: above 0, orange: below. Up and down: keys; left and right: the numbers of the head; Enter makes the key the query."));
+      "Blue and up: above 0; orange and down: below. Up and down: keys; left and right: the numbers of the head; Enter makes the key the query."));
   show();
   onTheme(() => { paintKeys(); paint(); });
 }
