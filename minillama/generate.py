@@ -169,18 +169,19 @@ def stream_batch(
     others anyway. The rest is as in `stream`.
     """
     history = [[int(id) for id in ids] for ids in prompts]
-    check_ids(history, model.config.vocab_size)
-    _check_count("chunk", chunk)
-    count = _room(model, history, max_new_tokens, caches)
-    if not 0 <= top <= model.config.vocab_size:
-        raise ValueError(
-            f"top is {top}: it must be from 0 to {model.config.vocab_size}, the "
-            "size of the vocabulary"
-        )
-    texts = [_Text(tokenizer, stop_strings) for _ in history]
+    count = check_request(
+        model,
+        history,
+        max_new_tokens=max_new_tokens,
+        context=room_for(model, caches),
+        held=caches[0].length if caches else 0,
+        top=top,
+        chunk=chunk,
+    )
+    texts = [RowText(tokenizer, stop_strings) for _ in history]
     stops = frozenset(stop_ids)
     past = caches or new_caches(model, len(history), len(max(history, key=len)) + count)
-    tokens, pad = left_pad(history, _float_weight(model).device)
+    tokens, pad = left_pad(history, float_weight(model).device)
     choose = Sampler(temperature=0) if sampler is None else sampler
     if isinstance(choose, Sampler):  # the same call gives the same tokens
         choose = choose.restart()
@@ -189,7 +190,7 @@ def stream_batch(
         logits = prefill(model, tokens, past, pad, chunk)  # B V
         for left in reversed(range(count)):
             ids = _one_a_row(choose(logits, history), len(history))
-            logprobs, tops = _logprobs(logits, ids, top)
+            logprobs, tops = own_logprobs(logits, ids, top)
             steps: list[Step | None] = [None] * len(history)
             for row, id in enumerate(_numbers(ids)):
                 if texts[row].ended:
@@ -233,7 +234,7 @@ def new_caches(
     By default for its whole context, which can be much: `model.config.kv_cache_bytes`
     says how much.
     """
-    weight = _float_weight(model)
+    weight = float_weight(model)
     return KVCache.for_model(
         model.config,
         batch=batch,
@@ -267,27 +268,37 @@ def _check_count(name: str, value: int | None) -> None:
         raise ValueError(f"{name} is {value}: it must be at least 1, or None")
 
 
-def _room(
+def check_request(
     model: Llama,
     prompts: list[list[int]],
-    wanted: int | None,
-    caches: list[KVCache] | None,
+    *,
+    max_new_tokens: int | None,
+    context: int,
+    held: int = 0,
+    top: int = 0,
+    chunk: int | None = None,
 ) -> int:
-    """How many tokens may be added: as many as wanted, or all that fit for None."""
-    _check_count("max_new_tokens", wanted)
-    held, context = 0, model.config.max_seq_len
+    """Refuse what cannot be done, before any work; say how many tokens may be added.
+
+    As many as wanted, or for None all that fit into `context` after the `held` ones
+    that the caches have already.
+    """
+    check_ids(prompts, model.config.vocab_size)
+    _check_count("chunk", chunk)
+    _check_count("max_new_tokens", max_new_tokens)
+    if not 0 <= top <= model.config.vocab_size:
+        raise ValueError(
+            f"top is {top}: it must be from 0 to {model.config.vocab_size}, the "
+            "size of the vocabulary"
+        )
     longest = len(max(prompts, key=len))
-    if caches:
-        held = caches[0].length
-        if type(caches[0]) is KVCache:  # other kinds know their own limits
-            context = min(context, caches[0].keys.shape[2])
     if held and any(len(ids) != longest for ids in prompts):
         raise ValueError(
             f"the caches hold {held} tokens already, and padding cannot stand in the "
             "middle of a row: give prompts of one length, or empty caches"
         )
     room = context - held - longest
-    new = 1 if wanted is None else wanted
+    new = 1 if max_new_tokens is None else max_new_tokens
     if new > room:
         cached = f" after {held} in the caches" if held else ""
         fewer = f", or ask for at most {room} new tokens" if room > 0 else ""
@@ -296,10 +307,18 @@ def _room(
             f"{held + longest + new}, and the context is {context}: shorten the "
             f"prompt{fewer}"
         )
-    return room if wanted is None else wanted
+    return room if max_new_tokens is None else max_new_tokens
 
 
-def _float_weight(model: Llama) -> Tensor:
+def room_for(model: Llama, caches: list[KVCache] | None) -> int:
+    """How many tokens a row may have: the model's context, or what the caches take."""
+    context = model.config.max_seq_len
+    if caches and type(caches[0]) is KVCache:  # other kinds know their own limits
+        return min(context, caches[0].keys.shape[2])
+    return context
+
+
+def float_weight(model: Llama) -> Tensor:
     """The first floating-point parameter: it has the dtype that flows in the model.
 
     Quantised weights are integers; the norms between them are not.
@@ -316,7 +335,7 @@ def _one_a_row(ids: Tensor, batch: int) -> Int[Tensor, "B"]:
     return ids
 
 
-def _logprobs(
+def own_logprobs(
     logits: Float[Tensor, "B V"], ids: Int[Tensor, "B"], top: int
 ) -> tuple[list[float], list[list[tuple[int, float]]]]:
     """Log-probabilities of the chosen ids, and the `top` likeliest of each row."""
@@ -332,7 +351,7 @@ def _numbers(x: Tensor) -> list[Any]:
     return x.tolist()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
-class _Text:
+class RowText:
     """The text of one row, held back while it may be the start of a stop string."""
 
     def __init__(self, tokenizer: TextSource | None, stops: Sequence[str]) -> None:

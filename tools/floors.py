@@ -44,6 +44,7 @@ MODULES = {
     ),
     "chat": Module(0, "01", beside=("tokenizer",)),
     "gguf_file": Module(0),
+    "home": Module(0),
     # 1: parts
     "norm": Module(1, "02"),
     "rope": Module(1, "03"),
@@ -55,14 +56,19 @@ MODULES = {
     # 3: drivers
     "sampling": Module(3, "08"),
     "generate": Module(3, "08", beside=("sampling",)),
+    "prefix": Module(3, beside=("generate", "sampling")),
+    "speculate": Module(3, beside=("generate", "prefix", "sampling")),
     "data": Module(3, "07"),
     "train": Module(3, "07", beside=("data",)),
     # 4: changes
     "names": Module(4, "09"),
     "formats": Module(4, "09"),
-    "weights": Module(4, "09", beside=("formats", "names")),
+    "weights": Module(4, "09", beside=("formats", "names", "quantize", "swap")),
     "swap": Module(4, "10"),
     "quantize": Module(4, "10", beside=("swap",)),
+    "native": Module(4),
+    "fast": Module(4, beside=("native", "quantize", "swap")),
+    "compiled": Module(4, beside=("fast", "native")),
     "lora": Module(4, "14", beside=("swap",)),
     "parallel": Module(4, "19", beside=("swap",)),
     "capture": Module(4, "11"),

@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,8 +11,10 @@ from minillama.cli import screen
 from minillama.cli.models import Device, Name
 
 if TYPE_CHECKING:
+    from minillama.generate import Step
     from minillama.model import Llama
     from minillama.sampling import Sampler
+    from minillama.speculate import Guess
     from minillama.tokenizer import Tokenizer
 
 
@@ -50,6 +52,17 @@ Dtype = Annotated[
     str | None,
     typer.Option(help="float32, bf16 or float16. Without it, as in the file."),
 ]
+Draft = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="A smaller model with the same tokenizer, which guesses tokens that the "
+        "large one then judges; or `lookup`, to guess from the text so far.",
+    ),
+]
+DraftTokens = Annotated[
+    int, typer.Option(help="Tokens that the draft guesses at a time.")
+]
 
 
 def generate(
@@ -76,6 +89,8 @@ def generate(
     min_p: MinP = None,
     seed: Seed = 0,
     stop: Stop = None,
+    draft: Draft = None,
+    draft_tokens: DraftTokens = 4,
     dtype: Dtype = None,
     device: Device = None,
 ) -> None:
@@ -85,17 +100,22 @@ def generate(
     from minillama.generate import stream
 
     sampler = _sampler(temperature, top_k, top_p, min_p, seed)
-    model, tokenizer = _load(name, dtype, device)
+    model, tokenizer, guess = _load_two(name, draft, dtype, device)
     ids = prompt_ids(tokenizer, _text(prompt), chat=chat, system=system)
-    steps = stream(
-        model,
-        ids,
-        max_new_tokens=max_new_tokens,
-        sampler=sampler,
-        stop_ids=tokenizer.stop_ids,
-        stop_strings=stop or (),
-        tokenizer=tokenizer,
-    )
+    options: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "sampler": sampler,
+        "stop_ids": tokenizer.stop_ids,
+        "stop_strings": stop or (),
+        "tokenizer": tokenizer,
+    }
+    if guess is None:
+        steps = stream(model, ids, **options)
+    else:
+        from minillama.speculate import speculate
+
+        options["draft_tokens"] = draft_tokens
+        steps = speculate(model, guess, ids, **options)
     try:
         for step in steps:
             screen.say(step.text, end="")
@@ -117,13 +137,22 @@ def chat(
     top_p: TopP = 0.9,
     min_p: MinP = None,
     seed: Seed = 0,
+    draft: Draft = None,
+    draft_tokens: DraftTokens = 4,
     dtype: Dtype = None,
     device: Device = None,
 ) -> None:
     """Talk with a model. Ctrl-C stops an answer, Ctrl-D leaves."""
     sampler = _sampler(temperature, top_k, top_p, min_p, seed)
-    model, tokenizer = _load(name, dtype, device)
-    talk = Conversation(model, tokenizer, context=context, system=system)
+    model, tokenizer, guess = _load_two(name, draft, dtype, device)
+    talk = Conversation(
+        model,
+        tokenizer,
+        context=context,
+        system=system,
+        draft=guess,
+        draft_tokens=draft_tokens,
+    )
     typed = sys.stdin.isatty()
     if typed:
         with contextlib.suppress(ImportError):  # there is none on Windows
@@ -156,7 +185,7 @@ def _turn(
 
 
 class Conversation:
-    """Messages so far, and the caches of what the model has read of them."""
+    """Messages so far, and what the model and its draft have read of them."""
 
     def __init__(
         self,
@@ -165,21 +194,29 @@ class Conversation:
         *,
         context: int | None = None,
         system: str | None = None,
+        draft: "Llama | Guess | None" = None,
+        draft_tokens: int = 4,
     ) -> None:
         from minillama.chat import ChatFormat
-        from minillama.generate import new_caches
+        from minillama.model import Llama
+        from minillama.prefix import PrefixCache
+        from minillama.speculate import DraftModel
 
         self.model, self.tokenizer = model, tokenizer
         self.format: ChatFormat = ChatFormat(tokenizer)
         self.context = min(context or sys.maxsize, model.config.max_seq_len)
-        self.caches = new_caches(model, 1, self.context)
+        self.past = PrefixCache(model, self.context)
+        self.draft: DraftModel | Guess | None = draft
+        if isinstance(draft, Llama):  # one for all turns: it has a past, too
+            room = min(self.context, draft.config.max_seq_len)
+            self.draft = DraftModel(draft, room)
+        self.draft_tokens = draft_tokens
         self.system = system
         self.restart()
 
     def restart(self) -> None:
         """Forget what was said; the system message stays."""
         self.messages = _messages(self.system)
-        self.held: list[int] = []  # the ids whose keys and values are cached
 
     def reply(
         self, text: str, sampler: "Sampler", max_new_tokens: int
@@ -189,8 +226,6 @@ class Conversation:
         Whether it ends by itself or is broken off, the answer so far is kept. A turn
         that no longer fits raises ValueError, and is as if it had not been said.
         """
-        from minillama.generate import stream
-
         asked = [*self.messages, {"role": "user", "content": text}]
         ids = self.format.encode(asked)
         room = self.context - len(ids)
@@ -202,33 +237,23 @@ class Conversation:
         self.messages = asked
         answer = {"role": "assistant", "content": ""}
         self.messages.append(answer)
-        new = ids[self._keep(ids) :]
-        self.held = ids
-        for step in stream(
-            self.model,
-            new,
+        for step in self._steps(
+            ids,
             max_new_tokens=min(max_new_tokens, room),
             sampler=sampler,
             stop_ids=self.format.stop_ids,
             tokenizer=self.tokenizer,
-            caches=self.caches,
         ):
-            self.held.append(step.id)
             answer["content"] += step.text
             yield step.text
 
-    def _keep(self, ids: Sequence[int]) -> int:
-        """Cut the caches back to where `ids` is what they hold; return that length.
+    def _steps(self, ids: list[int], **options: Any) -> "Iterator[Step]":
+        if self.draft is None:
+            return self.past.stream(ids, **options)
+        from minillama.speculate import speculate
 
-        The last id is always read again: its logits are wanted. A turn that was broken
-        off may have filled some layers' caches further than others.
-        """
-        same = min(len(ids) - 1, len(self.held), *(c.length for c in self.caches))
-        pairs = zip(ids[:same], self.held, strict=False)
-        same = next((i for i, (a, b) in enumerate(pairs) if a != b), same)
-        for cache in self.caches:
-            cache.truncate(same)
-        return same
+        options |= {"past": self.past, "draft_tokens": self.draft_tokens}
+        return speculate(self.model, self.draft, ids, **options)
 
 
 def prompt_ids(
@@ -293,6 +318,32 @@ def _load(name: str, dtype: str | None, device: str | None) -> Any:
     from minillama.api import load
 
     return load(name, dtype=torch_dtype(dtype), device=device)
+
+
+def _load_two(
+    name: str, draft: str | None, dtype: str | None, device: str | None
+) -> "tuple[Llama, Tokenizer, Llama | Guess | None]":
+    """A model, its tokenizer, and what guesses for it, if anything does."""
+    from minillama import hub
+
+    if draft not in (None, "lookup"):
+        hub.resolve(draft)
+    model, tokenizer = _load(name, dtype, device)
+    if draft is None:
+        return model, tokenizer, None
+    if draft == "lookup":
+        from minillama.speculate import prompt_lookup
+
+        return model, tokenizer, prompt_lookup
+    smaller, words = _load(draft, dtype, device)
+    sizes = smaller.config.vocab_size, model.config.vocab_size
+    if sizes[0] != sizes[1] or words.ranks != tokenizer.ranks:
+        raise ValueError(
+            f"{draft} cannot guess for {name}: its {sizes[0]} tokens are not the "
+            f"{sizes[1]} of {name}. Take a draft with the same tokenizer, or --draft "
+            "lookup"
+        )
+    return model, tokenizer, smaller
 
 
 def torch_dtype(name: str | None) -> Any:

@@ -538,7 +538,7 @@ def test_an_answer_that_was_broken_off(tokenizer: Tokenizer) -> None:
     layer.forward = interrupted
     with pytest.raises(KeyboardInterrupt):
         next(answer)
-    lengths = {cache.length for cache in conversation.caches}
+    lengths = {cache.length for cache in conversation.past.caches}
     assert len(lengths) == 2
     assert conversation.messages[-1]["content"] == "".join(pieces)
     said = "".join(conversation.reply("and?", GREEDY, 8))
@@ -565,17 +565,51 @@ def test_an_answer_is_not_read_again(tokenizer: Tokenizer) -> None:
     assert counting.read[0] == len(ids) - first - len(answer) + 1
 
 
-def test_caches_of_different_length_are_cut_to_the_shortest(
-    tokenizer: Tokenizer,
+@pytest.mark.parametrize("layers", [2, 3])
+def test_turns_with_a_draft_say_the_same(tokenizer: Tokenizer, layers: int) -> None:
+    from minillama.speculate import first_layers, prompt_lookup
+
+    model = loud_model(vocab_size=tokenizer.vocab_size)
+    alone = talk.Conversation(model, tokenizer)
+    options: dict[str, Any] = {"draft": first_layers(model, layers)}
+    drafted = talk.Conversation(model, tokenizer, **options)
+    looked_up = talk.Conversation(model, tokenizer, draft=prompt_lookup)
+    for text in ("Lin?", "It was a night", "and so on"):
+        said = "".join(alone.reply(text, GREEDY, 8))
+        assert "".join(drafted.reply(text, GREEDY, 8)) == said
+        assert "".join(looked_up.reply(text, GREEDY, 8)) == said
+    assert drafted.messages == looked_up.messages == alone.messages
+
+
+def test_a_draft_in_the_commands(folder: str, tmp_path: Path) -> None:
+    options = ["--device", "cpu", "--max-new-tokens", "12"]
+    plain = run("generate", folder, "It was", *options).stdout
+    for draft in ("lookup", folder):
+        words = ["--draft", draft, "--draft-tokens", "3"]
+        result = run("generate", folder, "It was", *options, *words)
+        assert (result.stdout, result.stderr) == (plain, "")
+    options += ["--temperature", "0"]
+    plain = run("chat", folder, *options, typed="It was\nand\n").stdout
+    words = ["--draft", folder]
+    result = run("chat", folder, *options, *words, typed="It was\nand\n")
+    assert (result.stdout, result.stderr) == (plain, "")
+
+
+def test_a_draft_with_other_tokens(
+    folder: str, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    conversation = talk.Conversation(Counting(tokenizer).model, tokenizer)
-    conversation.held = [1, 2, 3, 4, 5, 6]
-    for cache, length in zip(conversation.caches, (6, 5, 5), strict=True):
-        cache.length = length
-    assert conversation._keep([1, 2, 3, 4, 5, 6, 7]) == 5
-    assert conversation._keep([1, 2, 9, 4, 5, 6, 7]) == 2
-    assert conversation._keep([1, 2]) == 1
-    assert {cache.length for cache in conversation.caches} == {1}
+    """Of another number, or of the same number and other bytes."""
+    size = tokenizer.vocab_size
+    for other in (train_bpe(TEXT, 300), train_bpe(TEXT[::-1], size - 2, CHATML)):
+        path = str(tmp_path / f"draft{other.vocab_size}")
+        save_weights(loud_model(vocab_size=other.vocab_size), Path(path), other)
+        result = run("generate", folder, "Hi", "--device", "cpu", "--draft", path)
+        assert result.exit_code == 1
+        assert result.stdout == ""
+        words = f"its {other.vocab_size} tokens are not the {size} of {folder}"
+        assert words in result.stderr
+    result = run("generate", folder, "Hi", "--draft", "/no/such")
+    assert "is no file, no folder, and no name" in result.stderr
 
 
 def test_a_full_conversation_says_so_and_begins_anew(tokenizer: Tokenizer) -> None:
