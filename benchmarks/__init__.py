@@ -1,0 +1,1 @@
+"""minillama beside its peers, in one interleaved run: `make bench`."""
