@@ -1,10 +1,12 @@
 """A name, a folder or a file becomes a model and its tokenizer."""
 
+import warnings
 from pathlib import Path
 
 import torch
 
 from minillama import hub, weights
+from minillama.compiled import compile_model
 from minillama.model import Llama, Parts
 from minillama.tokenizer import Tokenizer
 
@@ -16,20 +18,32 @@ def load(
     device: torch.device | str | None = None,
     parts: Parts = Parts(),  # noqa: B008 - frozen, so one for all is safe
     quantize: str | None = None,
+    compile: bool | None = None,
 ) -> tuple[Llama, Tokenizer]:
     """Load a model and its tokenizer: a pulled name, a folder, or a GGUF file.
 
     `dtype` is by default the one that the file's weights are in, float32 where they are
-    packed; `device` the GPU if there is one. `parts` puts a learner's code in. Raises
-    ValueError for what is not here, saying how to get it, before anything is built.
+    packed; `device` the GPU if there is one. `parts` puts a learner's code in.
+
+    `quantize` "int8" or "int4" makes each weight small as it is read; the rest is then
+    in bfloat16 by default. `compile` makes decoding faster where a compiler is at hand:
+    by default if the weights are quantised. Where there is none, the model runs as it
+    is; `compile=True` then warns.
+
+    Raises ValueError for what is not here, saying how to get it, before anything is
+    built.
     """
-    if quantize is not None:
-        raise ValueError(
-            f"quantize is {quantize!r}: None is the only value until minillama.quantize"
-        )
     path = hub.resolve(name_or_path)
     tokenizer = load_tokenizer(path)
-    return load_model(path, dtype=dtype, device=device, parts=parts), tokenizer
+    model = load_model(
+        path,
+        dtype=dtype,
+        device=device,
+        parts=parts,
+        quantize=quantize,
+        compile=compile,
+    )
+    return model, tokenizer
 
 
 def load_model(
@@ -38,12 +52,23 @@ def load_model(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     parts: Parts = Parts(),  # noqa: B008 - frozen, so one for all is safe
+    quantize: str | None = None,
+    compile: bool | None = None,
 ) -> Llama:
     """Load the weights alone: a folder without a tokenizer is fine."""
     path = hub.resolve(name_or_path)
-    return weights.load_model(
-        path, dtype=dtype, device=device or best_device(), parts=parts
+    model = weights.load_model(
+        path,
+        dtype=dtype,
+        device=device or best_device(),
+        parts=parts,
+        quantize=quantize,
     )
+    if compile or (compile is None and quantize):
+        compiled = compile_model(model)
+        if compile and not compiled.done:
+            warnings.warn(f"{compiled}; the model runs as it is", stacklevel=2)
+    return model
 
 
 def load_tokenizer(name_or_path: str | Path) -> Tokenizer:

@@ -104,7 +104,7 @@ def capture(model: Llama, *names: str) -> Iterator[Seen]:
             read(model.tok_embeddings, "residual")
         for number, layer in enumerate(cast("Iterable[Any]", model.layers)):
             if "attention" in names:
-                _watch_attend(layer.attention, number, seen, undo)
+                _watch_attend(_attention(layer, number), number, seen, undo)
             if "residual" in names:
                 read(layer, "residual")
             if "attention_out" in names:
@@ -112,6 +112,15 @@ def capture(model: Llama, *names: str) -> Iterator[Seen]:
             if "feed_forward_out" in names:
                 read(layer.feed_forward, "feed_forward_out")
         yield seen
+
+
+def _attention(layer: Any, number: int) -> Any:
+    if not hasattr(layer, "attention"):
+        raise ValueError(
+            f"layer {number} is one fused step, with no attention to look into: load "
+            "the model without quantize and compile"
+        )
+    return layer.attention
 
 
 def _watch_attend(attention: Any, number: int, seen: Seen, undo: ExitStack) -> None:

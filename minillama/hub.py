@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from minillama import fetch
 from minillama.fetch import Progress, Repo, Wheel
+from minillama.home import home
 
 MANIFEST = "minillama.json"
 """Written last into a folder from the hub: the sizes and sha256 of its files."""
@@ -117,8 +118,7 @@ MODELS: dict[str, Entry] = {
 
 def cache_dir() -> Path:
     """The folder for all that is fetched: MINILLAMA_HOME, or ~/.cache/minillama."""
-    home = os.environ.get("MINILLAMA_HOME")
-    return Path(home).expanduser() if home else Path.home() / ".cache" / "minillama"
+    return home()
 
 
 def find(name: str) -> Path | None:

@@ -11,7 +11,7 @@ import re
 import secrets
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -23,10 +23,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from minillama.config import LlamaConfig
-from minillama.formats import Entry, Reader, open_reader, read_config
+from minillama.formats import Entry, GgufReader, Reader, open_reader, read_config
 from minillama.gguf_file import shown
 from minillama.model import Llama, Parts
 from minillama.names import DIALECTS, from_dialect, name_table, to_dialect
+from minillama.quantize import from_blocks, maker
+from minillama.swap import swap_modules
 
 if TYPE_CHECKING:
     from minillama.tokenizer import Tokenizer
@@ -40,14 +42,19 @@ def load_model(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     parts: Parts = Parts(),  # noqa: B008 - frozen, so one for all is safe
+    quantize: str | None = None,
 ) -> Llama:
     """Build the model that lies at `path`: a GGUF file, or a folder of weights.
 
     `dtype` is by default that of the file's embeddings, which is float32 where they
     are packed; `device` is by default the CPU, where weights that need no change stay
-    mapped from the file. Raises FileNotFoundError and ValueError, before anything large
-    is built.
+    mapped from the file. With `quantize`, "int8" or "int4", each Linear is quantised as
+    soon as its weight is read, and "int4" takes the Q4_0, Q4_1 and Q8_0 of a GGUF file
+    as they are; `dtype` is that of the rest, bfloat16 by default. Raises
+    FileNotFoundError and ValueError, before anything large is built.
     """
+    if quantize is not None:
+        maker(quantize)  # raises for a kind that there is not
     reader = open_reader(path)
     with torch.device("meta"):
         model = Llama(reader.config)
@@ -57,11 +64,19 @@ def load_model(
             model = Llama(reader.config, parts)
         _refuse_misfits(model, reader)
         _refuse_empty(model)
-    dtype = dtype or _own_dtype(reader)
+    dtype = dtype or (torch.bfloat16 if quantize else _own_dtype(reader))
     for native, foreign, owners in _pairs(model, reader):
-        # Moved first: rows are put in order, and numbers converted, where they stay.
-        weight = _pull(reader, native, foreign, device or "cpu")
-        _assign(owners, weight.to(dtype))
+        linears = [m for m, _ in owners if quantize and type(m) is nn.Linear]
+        if linears and quantize:
+            tied = len(owners) > len(linears)
+            small = _quantised(reader, native, foreign, quantize, tied, device or "cpu")
+            _put(model, linears, small)
+        rest = [(module, leaf) for module, leaf in owners if module not in linears]
+        if rest:
+            # Moved first: rows are put in order, and numbers converted, where they
+            # stay.
+            weight = _pull(reader, native, foreign, device or "cpu")
+            _assign(rest, weight.to(dtype))
     return model.to(device or "cpu").eval()
 
 
@@ -244,6 +259,27 @@ def _pull(
 ) -> Tensor:
     weight = reader.get(foreign).to(device)
     return from_dialect(weight, native, reader.dialect, reader.config.head_dim)
+
+
+def _quantised(
+    reader: Reader,
+    native: str,
+    foreign: str,
+    kind: str,
+    tied: bool,
+    device: torch.device | str,
+) -> nn.Module:
+    """The Linear of that weight in few bits: the file's own where 4 are wanted."""
+    if kind == "int4" and isinstance(reader, GgufReader):
+        own = from_blocks(reader.blocks(foreign), reader.tensors[foreign].type)
+        if own is not None:
+            return own.to(device)
+    weight = _pull(reader, native, foreign, device)
+    return maker(kind)(weight, tied=tied)
+
+
+def _put(model: nn.Module, old: Sequence[nn.Module], new: nn.Module) -> None:
+    swap_modules(model, lambda _, module: module in old, lambda _: new, untie=True)
 
 
 def _own_dtype(reader: Reader) -> torch.dtype:

@@ -99,8 +99,28 @@ def test_metas_tokenizer_file_in_a_folder(folder: Path, tokenizer: Tokenizer) ->
 
 
 def test_quantize_says_what_there_is(folder: Path) -> None:
-    with pytest.raises(ValueError, match="quantize is 'int8': None is the only value"):
-        load(folder, quantize="int8")
+    with pytest.raises(ValueError, match="'int5': choose int8, int4 or None"):
+        load(folder, quantize="int5")
+    model, _ = load(folder, quantize="int8", device="cpu")
+    assert not any(type(m) is torch.nn.Linear for m in model.modules())
+    assert model.tok_embeddings.weight.dtype == torch.bfloat16
+
+
+def test_compile_where_nothing_can_be_compiled(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: object, **__: object) -> None:
+        raise RuntimeError("no compiler\nsecond line")
+
+    monkeypatch.setattr("minillama.native.library", lambda: None)
+    monkeypatch.setattr("minillama.native.why_not", lambda: "there is no C compiler")
+    monkeypatch.setattr("minillama.compiled.compile_step", none)
+    with pytest.warns(UserWarning, match="not compiled: there is no C compiler; the"):
+        model, _ = load(folder, compile=True, device="cpu")
+    load(folder, quantize="int8", device="cpu")  # by default: no word
+    plain, _ = load(folder, device="cpu")
+    tokens = torch.arange(5)[None]
+    assert torch.equal(model(tokens), plain(tokens))
 
 
 def test_what_is_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

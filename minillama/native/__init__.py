@@ -1,0 +1,156 @@
+"""The functions of decode.c: compiled once, by the C compiler of this machine.
+
+Without a compiler nothing is lost but speed: `library()` is then None, and `why_not()`
+says what is missing. The compiled file lies in the cache, under a name that its source,
+the compiler's options and the processor decide.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from minillama.home import home
+
+# An Apple clang has no OpenMP by itself; then one thread works.
+_OPTIONS = (
+    ("-march=native", "-fopenmp"),
+    ("-mcpu=native", "-fopenmp"),
+    ("-march=native",),
+    ("-mcpu=native",),
+)
+# Neither lets a NaN or an infinity be lost; both let loops become vector code.
+_FLAGS = ("-std=c11", "-O3", "-fno-math-errno", "-fno-trapping-math")
+_SOURCE = Path(__file__).with_name("decode.c")
+_SECONDS = 120
+
+
+class Matrix(ctypes.Structure):
+    """A weight as decode.c sees it."""
+
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("scale", ctypes.c_void_p),
+        ("zero", ctypes.c_void_p),
+        ("n", ctypes.c_int64),
+        ("k", ctypes.c_int64),
+        ("kind", ctypes.c_int64),
+        ("scale_step", ctypes.c_int64),
+    ]
+
+
+class Block(ctypes.Structure):
+    """A block of a Llama as decode.c sees it."""
+
+    _fields_ = [
+        ("wqkv", Matrix),
+        ("wo", Matrix),
+        ("w_gate_up", Matrix),
+        ("w_down", Matrix),
+        ("attention_norm", ctypes.c_void_p),
+        ("ffn_norm", ctypes.c_void_p),
+        ("norm_eps", ctypes.c_double),
+        ("dim", ctypes.c_int64),
+        ("ffn_dim", ctypes.c_int64),
+        ("n_heads", ctypes.c_int64),
+        ("n_kv_heads", ctypes.c_int64),
+        ("head_dim", ctypes.c_int64),
+    ]
+
+
+class Cache(ctypes.Structure):
+    """The cache of one layer as decode.c sees it."""
+
+    _fields_ = [
+        ("keys", ctypes.c_void_p),
+        ("values", ctypes.c_void_p),
+        ("kind", ctypes.c_int64),
+        ("room", ctypes.c_int64),
+        ("length", ctypes.c_int64),
+    ]
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled functions, or None where they cannot be had."""
+    return _build()[0]
+
+
+def why_not() -> str:
+    """One sentence on why `library()` is None; empty if it is not."""
+    return _build()[1]
+
+
+@cache
+def _build() -> tuple[ctypes.CDLL | None, str]:
+    if os.environ.get("MINILLAMA_NATIVE", "1") == "0":
+        return None, "MINILLAMA_NATIVE is 0, so nothing is compiled"
+    named = os.environ.get("CC")
+    compiler = shutil.which(named) if named else None
+    compiler = compiler or next(
+        filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None
+    )
+    if compiler is None:
+        return None, "there is no C compiler (cc, gcc or clang) on this machine"
+    reason = ""
+    for options in _OPTIONS:
+        try:
+            return _open(_compiled(compiler, options)), ""
+        except (OSError, subprocess.SubprocessError) as error:
+            output = getattr(error, "stderr", None) or str(error)
+            reason = output.strip().splitlines()[0] if output.strip() else repr(error)
+    return None, f"{Path(compiler).name} could not compile decode.c: {reason}"
+
+
+def _compiled(compiler: str, options: tuple[str, ...]) -> Path:
+    source = _SOURCE.read_bytes()
+    machine = f"{compiler} {_FLAGS} {options} {platform.machine()} {_processor()}"
+    name = hashlib.sha256(source + machine.encode()).hexdigest()[:16]
+    folder = home() / "native"
+    target = folder / f"decode-{name}.so"
+    if target.exists():
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    # Made beside it and moved: two processes may do so at the same time.
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        made = Path(place) / target.name
+        command = [compiler, *_FLAGS, *options, "-shared", "-fPIC"]
+        subprocess.run(
+            [*command, str(_SOURCE), "-o", str(made), "-lm"],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+        )
+        made.replace(target)
+    return target
+
+
+def _open(path: Path) -> ctypes.CDLL:
+    import torch  # noqa: F401 - its OpenMP first: two of them would fight for the cores
+
+    lib = ctypes.CDLL(str(path))
+    p, i = ctypes.c_void_p, ctypes.c_int64
+    lib.block_step.argtypes = [p, p, i, p, p, p, p, i]
+    lib.linear.argtypes = [p, p, i, p, p, i]
+    lib.unpack.argtypes = [p, i, i, p, i]
+    lib.scratch_size.argtypes = [p, i, i, i]
+    lib.scratch_size.restype = i
+    for name in ("block_step", "linear", "unpack", "prepare"):
+        getattr(lib, name).restype = None
+    lib.prepare()
+    return lib
+
+
+def _processor() -> str:
+    """What tells one processor from another: a home folder may be shared by many."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
