@@ -6,7 +6,7 @@ that the first symbols are the 256 bytes comes from GPT-2.
 """
 
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from heapq import heapify, heappop, heappush
 from itertools import pairwise
@@ -95,18 +95,20 @@ def learn_merges(
     """Learn merges from pieces and how often each occurs: the commonest pair first.
 
     Among equally common pairs the lexicographically greatest goes first. Counts of
-    pairs are kept from merge to merge and only the pieces that hold the merged pair
-    are looked at again. Fewer merges come back when no pairs are left.
+    pairs are kept from merge to merge, and only what stands beside a merged pair is
+    counted again. A pair that is queued only ever loses, since a merge adds no pairs
+    but those of its own token: one whose count is too high goes back under the true
+    one. Fewer merges come back when no pairs are left.
     `progress(done, wanted)` is called now and then once two seconds have passed.
     """
     words = [[BYTES[byte] for byte in piece] for piece in pieces]
     weights = list(pieces.values())
-    counts: Counter[Pair] = Counter()
-    holders: defaultdict[Pair, set[int]] = defaultdict(set)
+    counts: defaultdict[Pair, int] = defaultdict(int)
+    holders: defaultdict[Pair, list[int]] = defaultdict(list)
     for number, word in enumerate(words):
         for pair in pairwise(word):
             counts[pair] += weights[number]
-            holders[pair].add(number)
+            holders[pair].append(number)
     queue = [_Candidate(count, pair) for pair, count in counts.items()]
     heapify(queue)
 
@@ -115,20 +117,24 @@ def learn_merges(
     while queue and len(merges) < n_merges:
         best = heappop(queue)
         if best.count != counts[best.pair]:
-            continue  # An older count: the pair is queued again under its new one.
+            best.count = counts[best.pair]
+            if best.count:
+                heappush(queue, best)
+            continue
         merges.append(best.pair)
-        change: Counter[Pair] = Counter()
+        made: set[Pair] = set()
         for number in holders.pop(best.pair):
-            word, weight = words[number], weights[number]
-            merged = words[number] = _merge_pair(word, best.pair)
-            for pair in pairwise(word):
-                change[pair] -= weight
-            for pair in pairwise(merged):
-                change[pair] += weight
-                holders[pair].add(number)
-        for pair, difference in change.items():
-            counts[pair] += difference
-            if difference and counts[pair]:
+            weight = weights[number]
+            lost, won = _merge_pair(words[number], best.pair)
+            for pair in lost:
+                counts[pair] -= weight
+            for pair in won:
+                counts[pair] += weight
+                holders[pair].append(number)
+            made.update(won)
+        del counts[best.pair]
+        for pair in made:
+            if counts[pair]:
                 heappush(queue, _Candidate(counts[pair], pair))
         report(len(merges))
     return merges
@@ -146,15 +152,24 @@ class _Candidate:
         return (self.count, self.pair) > (other.count, other.pair)
 
 
-def _merge_pair(word: list[bytes], pair: Pair) -> list[bytes]:
+def _merge_pair(word: list[bytes], pair: Pair) -> tuple[list[Pair], list[Pair]]:
+    """Merge a pair in a word, in place: the neighbouring pairs lost, and those won."""
     left, right = pair
-    merged: list[bytes] = []
-    for part in word:
-        if merged and part == right and merged[-1] == left:
-            merged[-1] = left + right
-        else:
-            merged.append(part)
-    return merged
+    both = left + right
+    lost: list[Pair] = []
+    won: list[Pair] = []
+    at = 0
+    while at < len(word) - 1:
+        if word[at] == left and word[at + 1] == right:
+            word[at : at + 2] = [both]
+            if at > 0:
+                lost.append((word[at - 1], left))
+                won.append((word[at - 1], both))
+            if at + 1 < len(word):
+                lost.append((right, word[at + 1]))
+                won.append((both, word[at + 1]))
+        at += 1
+    return lost, won
 
 
 def _patient(progress: Progress | None, total: int) -> Callable[[int], None]:

@@ -74,7 +74,7 @@ class Splitter:
         if pattern not in (LLAMA3_PATTERN, GPT2_PATTERN, SMOLLM2_PATTERN):
             self.complete = rf"{pattern}|(?:(?!{pattern})[\s\S])+"
         try:
-            self._find = regex.compile(self.complete).finditer
+            self._pattern = regex.compile(self.complete)
             empty = regex.fullmatch(pattern, "") is not None
         except regex.error as error:
             raise ValueError(f"the pattern {pattern!r} is not valid: {error}") from None
@@ -84,10 +84,11 @@ class Splitter:
     def split(self, text: str) -> list[str]:
         """The pieces of `text`, in order."""
         seen = _as_tiktoken_sees(text)
-        if seen is text:
-            pieces = [match.group() for match in self._find(text)]
+        if seen is text and not self._pattern.groups:
+            pieces: list[str] = self._pattern.findall(text)
         else:
-            pieces = [text[match.start() : match.end()] for match in self._find(seen)]
+            found = self._pattern.finditer(seen)
+            pieces = [text[match.start() : match.end()] for match in found]
         if sum(map(len, pieces)) != len(text):
             raise ValueError(f"the pattern {self.complete!r} leaves out some text")
         return pieces

@@ -328,6 +328,12 @@ def test_surrogates_are_refused_with_the_remedy(
     assert tokenizer.decode(tokenizer.encode(mended)) == mended
 
 
+def test_a_surrogate_far_into_a_text_is_found_and_placed(small: Tokenizer) -> None:
+    for at in (32_767, 32_768, 99_999):
+        with pytest.raises(ValueError, match=rf"'\\ud83d', at character {at}:"):
+            small.encode("é" * at + "\ud83d" + "x" * 50_000)
+
+
 @pytest.mark.parametrize("text", [b"bytes", None, 7, ["a"]])
 def test_only_str_is_text(small: Tokenizer, text: Any) -> None:
     with pytest.raises(ValueError, match="must be str"):
@@ -447,6 +453,15 @@ def test_what_is_settled_splits_the_same_whatever_follows(
         for seen in range(3, 5):
             end = splitter.settled(text[:seen])
             assert splitter.split(text[:end]) + splitter.split(text[end:]) == whole
+
+
+def test_brackets_in_a_pattern_do_not_change_the_pieces() -> None:
+    """`regex.findall` gives what the brackets hold, and not the whole piece."""
+    text = "One llama, two llamas: 你好"
+    for pattern in (r"( ?)(\p{L}+)", r" ?((\p{L})+|,)"):
+        plain = pattern.replace("(", "(?:")
+        assert Splitter(pattern).split(text) == Splitter(plain).split(text)
+        assert "".join(Splitter(pattern).split(text)) == text
 
 
 def test_settled_does_not_wait_for_ever() -> None:
