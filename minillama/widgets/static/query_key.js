@@ -1,6 +1,6 @@
 // One head, one query: each key, the products number by number, the sum, the softmax.
 
-const MIDDLE = 9; // the row of pixels that stands for 0
+const MIDDLE = 11; // the row of pixels that stands for 0
 const HIGH = 2 * MIDDLE + 1;
 
 const floats = (text) => new Float32Array(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
