@@ -142,6 +142,7 @@ class Lab:
             )
         }
         folders["JUPYTER_CONFIG_DIR"] = str(home / "config")
+        folders["OMP_WAIT_POLICY"] = "PASSIVE"  # as `minillama lab` sets it
         with closing(socket.socket()) as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -180,11 +181,15 @@ class Lab:
 
     def run(self, page: Page, cells: list[str], theme: str = "light") -> None:
         """Open a notebook of these cells in that theme, and run them all."""
-        name = f"n{len(list(self.root.iterdir()))}.ipynb"
         # Without a kernel's name Lab would ask for one, and wait.
         kernel = {"name": "python3", "display_name": "Python 3"}
         book = nbformat.v4.new_notebook(metadata={"kernelspec": kernel})
         book.cells = [nbformat.v4.new_code_cell(cell) for cell in cells]
+        self.run_book(page, book, theme)
+
+    def run_book(self, page: Page, book: Any, theme: str = "light") -> None:
+        """Open a copy of that notebook in that theme, and run all its cells."""
+        name = f"n{len(list(self.root.iterdir()))}.ipynb"
         nbformat.write(book, self.root / name)
         page.goto(f"{self.url}/lab/tree/{name}?reset")
         page.wait_for_selector(".jp-Notebook .jp-Cell")
@@ -209,6 +214,19 @@ class Lab:
             }""",
             f"JupyterLab {theme.title()}",
         )
+
+    def theme(self, page: Page, theme: str) -> None:
+        """Change the theme below a notebook that is open."""
+        page.evaluate(
+            """async (theme) => {
+                await window.jupyterapp.commands.execute(
+                    "apputils:change-theme", { theme });
+            }""",
+            f"JupyterLab {theme.title()}",
+        )
+        light = str(theme == "light").lower()
+        page.wait_for_selector(f'body[data-jp-theme-light="{light}"]')
+        page.wait_for_timeout(100)  # the views draw anew in the next frame
 
     def close(self) -> None:
         self.process.terminate()

@@ -1,4 +1,4 @@
-"""The views that need no kernel once shown: in JupyterLab, in its dark theme."""
+"""The views that need no kernel once shown: in JupyterLab, in both its themes."""
 
 from typing import Any
 
@@ -33,9 +33,12 @@ def test_in_jupyterlab(lab: Any, tab: Any, shot: Any, serious: Any) -> None:
     expect(views.nth(2).locator(".mll-cache-size")).to_have_text("2.00 GiB")
     views.nth(4).get_by_label("query", exact=True).fill("0")
     expect(views.nth(4).locator(".mll-qk-keys li")).to_have_count(1)
-    # Nothing is the page's own ground, in shades too: dark in the dark theme.
-    for where in (views.nth(0), views.nth(3).locator(".mll-value").nth(2)):
-        ground = where.evaluate("e => getComputedStyle(e).backgroundColor")
-        assert sum(int(n) for n in ground.strip("rgb()").split(",")[:3]) < 150
-    assert serious(page) == []
-    shot(page, "array_views_lab")
+    for theme in ("dark", "light"):
+        lab.theme(page, theme)
+        # Nothing is the page's own ground, in shades too: dark in the dark theme.
+        for where in (views.nth(0), views.nth(3).locator(".mll-value").nth(2)):
+            ground = where.evaluate("e => getComputedStyle(e).backgroundColor")
+            bright = sum(int(n) for n in ground.strip("rgb()").split(",")[:3])
+            assert bright < 150 if theme == "dark" else bright > 600
+        assert serious(page) == []
+        shot(page, f"array_views_lab_{theme}")

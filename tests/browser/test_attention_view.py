@@ -500,6 +500,8 @@ def test_in_jupyterlab(lab: Any, tab: Any, shot: Any, serious: Any) -> None:
     assert colour(page, 0, 3) == [52, 55, 60]  # the theme's, not the light one
     assert serious(page) == []
     shot(page, "attention_lab")
+    lab.theme(page, "light")
+    assert serious(page) == []
     page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
     # What was fetched stays; what was not is a sentence.
     page.keyboard.press("[")

@@ -156,6 +156,8 @@ def test_in_jupyterlab(lab: Any, tab: Any, shot: Any, serious: Any) -> None:
     expect(said).to_have_count(7)
     expect(said.nth(6)).to_have_text("6 w1")
     assert serious(page) == []
+    lab.theme(page, "light")
+    assert serious(page) == []
     # The answer that was stopped is remembered as far as it came.
     field.fill("again")
     field.press("Enter")

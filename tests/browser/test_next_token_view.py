@@ -438,6 +438,8 @@ def test_in_jupyterlab(lab: Any, tab: Any, shot: Any, serious: Any) -> None:
     expect(one.get_by_role("treeitem")).to_have_count(3)
     assert serious(page) == []
     shot(page, "next_token_lab_dark")
+    lab.theme(page, "light")
+    assert serious(page) == []
     # The notebook's own keys (down: the next cell, a: a cell above) do not act here.
     one.locator(".mll-nt-bars button").nth(0).focus()
     page.keyboard.press("ArrowDown")
