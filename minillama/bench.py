@@ -5,6 +5,7 @@ that a token takes is a bound on tokens a second that no cleverness passes, and 
 share of it that is reached says how good the code is. All times are medians.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,8 +14,11 @@ from statistics import median
 import torch
 from torch import nn
 
+from minillama.config import LlamaConfig
+from minillama.fast import quantized
 from minillama.generate import decode_step, new_caches, prefill
 from minillama.model import Llama
+from minillama.swap import swap_modules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +99,53 @@ def bytes_a_token(model: Llama, context: int) -> int:
     rows = sum(t.nbytes // len(t) for t in tables if id(t) in looked_up)
     dtype = model.tok_embeddings.weight.dtype
     return weights + rows + model.config.kv_cache_bytes(tokens=context, dtype=dtype)
+
+
+def random_model(
+    config: LlamaConfig,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    device: torch.device | str = "cpu",
+    quantize: str | None = None,
+    seed: int = 0,
+) -> Llama:
+    """A model of that shape whose weights are random: as fast as a real one.
+
+    Each Linear is quantised as soon as it is made, so that 8B in int4 never takes more.
+    The numbers of one short draw are repeated, since drawing billions takes minutes.
+    """
+    with torch.device("meta"):
+        model = Llama(config)
+    generator = torch.Generator().manual_seed(seed)
+    pool = torch.randn(1 << 22, generator=generator).to(device, dtype)
+
+    def weight(shape: tuple[int, ...], fan_in: int) -> torch.Tensor:
+        count = math.prod(shape)
+        whole = torch.empty(count, dtype=dtype, device=device)
+        for start in range(0, count, len(pool)):
+            part = whole[start : start + len(pool)]
+            torch.mul(pool[: len(part)], fan_in**-0.5, out=part)
+        return whole.view(shape)
+
+    def linear(old: nn.Module) -> nn.Module:
+        assert isinstance(old, nn.Linear)
+        filled = weight(tuple(old.weight.shape), old.in_features)
+        if quantize:
+            return quantized(filled, quantize)
+        new = nn.Linear(*reversed(filled.shape), bias=False, device="meta")
+        new.weight = nn.Parameter(filled, requires_grad=False)
+        return new
+
+    swap_modules(model, nn.Linear, linear, untie=True)
+    for module in model.modules():
+        for name, old in list(module.named_parameters(recurse=False)):
+            if old.is_meta:
+                one = torch.ones(old.shape, dtype=dtype, device=device)
+                new = one if old.dim() == 1 else weight(tuple(old.shape), 1)
+                setattr(module, name, nn.Parameter(new, requires_grad=False))
+    if config.tied_embeddings and not quantize:
+        model.output.weight = model.tok_embeddings.weight
+    return model.eval()
 
 
 def memory_bandwidth(

@@ -96,9 +96,11 @@ class _Step:
         self.known: WeakSet[KVCache] = WeakSet()
 
     def __call__(self, tokens: Tensor, caches: list[KVCache]) -> Tensor:
-        length, room = caches[0].length, caches[0].keys.shape[2]
-        if length >= room or caches[0].keys.shape[0] != len(tokens):
-            caches[0].update(*(caches[0].keys[:, :, :1],) * 2)  # says what is wrong
+        first = caches[0]
+        length = first.length
+        if length >= first.keys.shape[2] or first.keys.shape[0] != len(tokens):
+            one = first.keys.new_empty(len(tokens), *first.keys[0, :, :1].shape)
+            first.update(one, one)  # raises, and says what is wrong
         for cache in caches:
             self._prepare(cache)
         position = torch.tensor([length], device=tokens.device)
@@ -139,13 +141,14 @@ class _Step:
         self.known.add(cache)
 
 
-class _Whole:
+class _Whole(KVCache):
     """A cache that writes at a position on the device and gives all its room."""
 
     def __init__(self, keys: Tensor, values: Tensor, position: Tensor) -> None:
         self.keys, self.values, self.position = keys, values, position
 
     def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Write one token where `position` says; the mask hides what is not filled."""
         self.keys.index_copy_(2, self.position, k.to(self.keys.dtype))
         self.values.index_copy_(2, self.position, v.to(self.values.dtype))
         return self.keys, self.values

@@ -20,7 +20,7 @@ from minillama.cache import KVCache
 from minillama.feed_forward import FeedForward
 from minillama.model import Block, Llama
 from minillama.norm import RMSNorm
-from minillama.quantize import GROUP, Int4Linear, Int8Linear
+from minillama.quantize import GROUP, KINDS, Int4Linear, Int8Linear, Small, maker
 from minillama.rope import apply_rope
 from minillama.swap import swap_modules
 
@@ -274,6 +274,38 @@ def accelerate(model: Llama) -> list[str]:
         return (packed or plain) and can_join([module])
 
     return names + _swap_if_any(model, alone, lambda x: FastLinear.joined([x]))
+
+
+def quantized(weight: Tensor, kind: str, *, tied: bool = False) -> Small:
+    """What `quantize.maker(kind)` makes of a weight, to the last bit, in one pass.
+
+    In PyTorch's operations it is ten passes over memory, and 8B parameters take
+    minutes.
+    """
+    library = native.library()
+    kind = "int8" if tied else kind
+    known = weight.device.type == "cpu" and weight.dtype in _KINDS
+    if library is None or not known or weight.shape[1] % GROUP or kind not in KINDS:
+        return maker(kind)(weight)
+    weight = weight.detach().contiguous()
+    n, k = weight.shape
+    groups = 1 if kind == "int8" else k // GROUP
+    scale, zero = torch.empty(2, n, groups, dtype=torch.float16)
+    packed = torch.empty(n, k if kind == "int8" else k // 2, dtype=torch.uint8)
+    library.quantize(
+        weight.data_ptr(),
+        _KINDS[weight.dtype],
+        {"int8": _INT8, "int4": _INT4}[kind],
+        n,
+        k,
+        packed.data_ptr(),
+        scale.data_ptr(),
+        zero.data_ptr(),
+        torch.get_num_threads(),
+    )
+    if kind == "int8":
+        return Int8Linear(packed.view(torch.int8), scale)
+    return Int4Linear(packed, scale, zero)
 
 
 def can_join(linears: list[Any]) -> bool:

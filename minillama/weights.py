@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from minillama.config import LlamaConfig
+from minillama.fast import quantized
 from minillama.formats import Entry, GgufReader, Reader, open_reader, read_config
 from minillama.gguf_file import shown
 from minillama.model import Llama, Parts
@@ -275,7 +276,7 @@ def _quantised(
         if own is not None:
             return own.to(device)
     weight = _pull(reader, native, foreign, device)
-    return maker(kind)(weight, tied=tied)
+    return quantized(weight, kind, tied=tied)
 
 
 def _put(model: nn.Module, old: Sequence[nn.Module], new: nn.Module) -> None:

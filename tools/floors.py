@@ -63,7 +63,7 @@ MODULES = {
     # 4: changes
     "names": Module(4, "09"),
     "formats": Module(4, "09"),
-    "weights": Module(4, "09", beside=("formats", "names", "quantize", "swap")),
+    "weights": Module(4, "09", beside=("fast", "formats", "names", "quantize", "swap")),
     "swap": Module(4, "10"),
     "quantize": Module(4, "10", beside=("swap",)),
     "native": Module(4),

@@ -5,13 +5,25 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from minillama.cli import screen
+from minillama.cli.loading import (
+    Compile,
+    Dtype,
+    How,
+    Quantize,
+    compile_if_asked,
+    load_model,
+    torch_dtype,
+)
 from minillama.cli.models import Device, Name
-from minillama.cli.talk import Dtype, torch_dtype
+
+if TYPE_CHECKING:
+    from minillama.bench import Speed
+    from minillama.model import Llama
 
 
 def add_to(app: typer.Typer) -> None:
@@ -26,7 +38,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 _DOCTOR = "Example: minillama doctor"
-_BENCH = "Example: minillama bench smollm2-135m --dtype bf16"
+_BENCH = "Example: minillama bench smollm2-135m --quantize int4"
 _LAB = "Example: minillama lab"
 _PROGRESS = "Example: minillama progress"
 _TEST = "Example: minillama test -- -k tokenizer"
@@ -76,34 +88,80 @@ def bench(
     new: Annotated[int, typer.Option(help="Tokens to write.")] = 32,
     repeats: Annotated[int, typer.Option(help="Times to read the prompt.")] = 3,
     dtype: Dtype = None,
+    quantize: Quantize = None,
+    compile: Compile = None,
     device: Device = None,
+    random: Annotated[
+        bool,
+        typer.Option("--random", help="Random weights: no model has to be here."),
+    ] = False,
+    every: Annotated[
+        bool,
+        typer.Option("--every", help="In bf16, int8 and int4, one after the other."),
+    ] = False,
 ) -> None:
     """Measure tokens a second, beside what the memory allows."""
-    from minillama import hub
+    from dataclasses import replace
 
-    hub.resolve(name)
-    from minillama.api import load_model
-    from minillama.bench import measure
+    if every:
+        ways = [How("bf16", device, kind, compile) for kind in (None, "int8", "int4")]
+    else:
+        ways = [How(dtype, device, quantize, compile)]
+    speeds: list[Speed] = []
+    for how in ways:
+        model = _random_model(name, how) if random else load_model(name, how)
+        from minillama.bench import measure
 
-    model = load_model(name, dtype=torch_dtype(dtype), device=device)
-    speed = measure(model, prompt=prompt, new=new, repeats=repeats)
-    table = screen.table(
-        f"{name}, {speed.dtype} on {speed.device}", "median", right=("median",)
+        speed = measure(model, prompt=prompt, new=new, repeats=repeats)
+        speeds.append(replace(speed, dtype=how.quantize or speed.dtype))
+        del model
+    _show_speeds(name, prompt, speeds)
+
+
+def _random_model(name: str, how: How) -> "Llama":
+    from minillama.plan import config_of
+
+    config = config_of(name)
+    from minillama.api import best_device
+    from minillama.bench import random_model
+
+    model = random_model(
+        config,
+        dtype=torch_dtype(how.dtype or "bf16"),
+        device=how.device or best_device(),
+        quantize=how.quantize,
     )
-    read, write = speed.prefill_seconds, speed.decode_seconds
-    for what, value in (
-        (f"reading a prompt of {prompt} tokens", f"{read * 1e3:.1f} ms"),
-        ("prompt tokens a second", f"{prompt / read:.1f}"),
-        ("writing one token", f"{write * 1e3:.1f} ms"),
-        ("new tokens a second", f"{1 / write:.1f}"),
-        ("bytes read for one token", screen.size(speed.bytes_a_token)),
-        ("memory bandwidth, measured", f"{screen.size(speed.bandwidth)}/s"),
-        ("so at most, tokens a second", f"{speed.bound:.1f}"),
-        ("share of that bound", f"{speed.share:.0%}"),
+    compile_if_asked(model, how)
+    return model
+
+
+def _show_speeds(name: str, prompt: int, speeds: "list[Speed]") -> None:
+    kinds = [speed.dtype for speed in speeds]
+    columns = (f"{name} on {speeds[0].device}", *kinds)
+    table = screen.table(*columns, right=tuple(kinds))
+    for what, show in (
+        (
+            f"reading a prompt of {prompt} tokens",
+            lambda s: f"{s.prefill_seconds * 1e3:.1f} ms",
+        ),
+        ("prompt tokens a second", lambda s: f"{prompt / s.prefill_seconds:.1f}"),
+        ("writing one token", lambda s: f"{s.decode_seconds * 1e3:.1f} ms"),
+        ("new tokens a second", lambda s: f"{1 / s.decode_seconds:.1f}"),
+        ("bytes read for one token", lambda s: screen.size(s.bytes_a_token)),
+        (
+            "which is read at",
+            lambda s: f"{screen.size(s.bytes_a_token / s.decode_seconds)}/s",
+        ),
+        ("memory bandwidth, measured", lambda s: f"{screen.size(s.bandwidth)}/s"),
+        ("so at most, tokens a second", lambda s: f"{s.bound:.1f}"),
+        ("share of that bound", lambda s: f"{s.share:.0%}"),
     ):
-        table.add_row(what, value)
+        table.add_row(what, *map(show, speeds))
     screen.show(table)
-    screen.say(f"{speed.threads} threads; other work on this machine makes it slower.")
+    screen.say(
+        f"Medians; {speeds[0].threads} threads; other work on this machine makes it "
+        "slower."
+    )
 
 
 def lab() -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from minillama.cli import screen
+from minillama.cli.loading import Compile, Dtype, How, Quantize, load
 from minillama.cli.models import Device, Name
 
 if TYPE_CHECKING:
@@ -47,10 +48,6 @@ Stop = Annotated[
 ]
 System = Annotated[
     str | None, typer.Option(help="Tell the model who it is, before the conversation.")
-]
-Dtype = Annotated[
-    str | None,
-    typer.Option(help="float32, bf16 or float16. Without it, as in the file."),
 ]
 Draft = Annotated[
     str | None,
@@ -92,6 +89,8 @@ def generate(
     draft: Draft = None,
     draft_tokens: DraftTokens = 4,
     dtype: Dtype = None,
+    quantize: Quantize = None,
+    compile: Compile = None,
     device: Device = None,
 ) -> None:
     """Answer one prompt, word by word, and end."""
@@ -100,7 +99,9 @@ def generate(
     from minillama.generate import stream
 
     sampler = _sampler(temperature, top_k, top_p, min_p, seed)
-    model, tokenizer, guess = _load_two(name, draft, dtype, device)
+    model, tokenizer, guess = _load_two(
+        name, draft, How(dtype, device, quantize, compile)
+    )
     ids = prompt_ids(tokenizer, _text(prompt), chat=chat, system=system)
     options: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
@@ -140,11 +141,15 @@ def chat(
     draft: Draft = None,
     draft_tokens: DraftTokens = 4,
     dtype: Dtype = None,
+    quantize: Quantize = None,
+    compile: Compile = None,
     device: Device = None,
 ) -> None:
     """Talk with a model. Ctrl-C stops an answer, Ctrl-D leaves."""
     sampler = _sampler(temperature, top_k, top_p, min_p, seed)
-    model, tokenizer, guess = _load_two(name, draft, dtype, device)
+    model, tokenizer, guess = _load_two(
+        name, draft, How(dtype, device, quantize, compile)
+    )
     talk = Conversation(
         model,
         tokenizer,
@@ -311,31 +316,22 @@ def _sampler(
     )
 
 
-def _load(name: str, dtype: str | None, device: str | None) -> Any:
-    from minillama import hub
-
-    hub.resolve(name)  # the likeliest mistake, said before torch is imported
-    from minillama.api import load
-
-    return load(name, dtype=torch_dtype(dtype), device=device)
-
-
 def _load_two(
-    name: str, draft: str | None, dtype: str | None, device: str | None
+    name: str, draft: str | None, how: How
 ) -> "tuple[Llama, Tokenizer, Llama | Guess | None]":
     """A model, its tokenizer, and what guesses for it, if anything does."""
     from minillama import hub
 
     if draft not in (None, "lookup"):
         hub.resolve(draft)
-    model, tokenizer = _load(name, dtype, device)
+    model, tokenizer = load(name, how)
     if draft is None:
         return model, tokenizer, None
     if draft == "lookup":
         from minillama.speculate import prompt_lookup
 
         return model, tokenizer, prompt_lookup
-    smaller, words = _load(draft, dtype, device)
+    smaller, words = load(draft, how)
     sizes = smaller.config.vocab_size, model.config.vocab_size
     if sizes[0] != sizes[1] or words.ranks != tokenizer.ranks:
         raise ValueError(
@@ -344,19 +340,3 @@ def _load_two(
             "lookup"
         )
     return model, tokenizer, smaller
-
-
-def torch_dtype(name: str | None) -> Any:
-    """The torch dtype of that name; None stays None."""
-    if name is None:
-        return None
-    import torch
-
-    from minillama.plan import dtype_name
-
-    dtype = getattr(torch, dtype_name(name))
-    if not hasattr(dtype, "is_floating_point") or not dtype.is_floating_point:
-        raise ValueError(
-            f"a model cannot run in {name}: choose float32, bf16 or float16"
-        )
-    return dtype

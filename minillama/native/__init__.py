@@ -139,9 +139,10 @@ def _open(path: Path) -> ctypes.CDLL:
     lib.block_step.argtypes = [p, p, i, p, p, p, p, i]
     lib.linear.argtypes = [p, p, i, p, p, i]
     lib.unpack.argtypes = [p, i, i, p, i]
+    lib.quantize.argtypes = [p, i, i, i, i, p, p, p, i]
     lib.scratch_size.argtypes = [p, i, i, i]
     lib.scratch_size.restype = i
-    for name in ("block_step", "linear", "unpack", "prepare"):
+    for name in ("block_step", "linear", "unpack", "quantize", "prepare"):
         getattr(lib, name).restype = None
     lib.prepare()
     return lib

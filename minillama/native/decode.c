@@ -110,6 +110,17 @@ static inline float total(Lanes v) {
 #endif
 }
 
+static uint16_t to_half(float x) { /* round to nearest, ties to even */
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    uint16_t sign = (uint16_t)(bits >> 16 & 0x8000);
+    float size = fabsf(x);
+    if (!(size < 65520)) return sign | (size - size == 0 || size == INFINITY ? 0x7c00 : 0x7e00);
+    if (size < 6.103515625e-5f) return sign | (uint16_t)rintf(size * 16777216);
+    bits = (bits & 0x7fffffff) - (112u << 23);
+    return sign | (uint16_t)((bits + 0xfff + (bits >> 13 & 1)) >> 13);
+}
+
 /* e^x within 2e-7, in a form that compilers turn into vector code. */
 static inline float exponential(float x) {
     x = x < -87.0f ? -87.0f : x; /* in this order a NaN stays one */
@@ -610,6 +621,59 @@ void unpack(const Matrix *w, int64_t first, int64_t rows, float *y, int64_t thre
                 const int8_t *at = (const int8_t *)w->data + (tile * groups + g * ROWS) * 32;
                 for (int i = 0; i < 32; i++) out[i] = s * at[(i / 4 * ROWS + r) * 4 + i % 4];
             }
+        }
+    }
+}
+
+/* Rows of floats as q * scale (INT8, one scale a row) or q * scale + zero (INT4, for
+ * each group), in the order that quantize.py has. */
+void quantize(
+    const void *data, int64_t from, int64_t kind, int64_t n, int64_t k, uint8_t *out,
+    uint16_t *scale, uint16_t *zero, int64_t threads) {
+    int64_t groups = k / GROUP;
+    (void)threads;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t row = 0; row < n; row++) {
+        float x[GROUP], s = 0, z;
+        if (kind == INT8) {
+            float largest = 0;
+            for (int64_t i = 0; i < k; i++) {
+                float size = fabsf(one_float(data, (int)from, row * k + i));
+                largest = size > largest ? size : largest;
+            }
+            scale[row] = to_half(largest / 127);
+            s = half_table[scale[row]];
+            if (!(s > 0)) scale[row] = to_half(s = 1);
+        }
+        for (int64_t g = 0; g < groups; g++) {
+            int64_t at = row * k + g * GROUP;
+            for (int i = 0; i < GROUP; i += LANES)
+                *(Lanes *)(x + i) = lanes(data, (int)from, at + i);
+            if (kind == INT8) {
+                for (int i = 0; i < GROUP; i++) {
+                    float q = rintf(x[i] / s);
+                    q = q < -127 ? -127 : q > 127 ? 127 : q;
+                    ((int8_t *)out)[at + i] = (int8_t)q;
+                }
+                continue;
+            }
+            float low = x[0], high = x[0];
+            for (int i = 1; i < GROUP; i++) {
+                low = x[i] < low ? x[i] : low;
+                high = x[i] > high ? x[i] : high;
+            }
+            uint16_t *where = scale + row * groups + g;
+            zero[row * groups + g] = to_half(low);
+            z = half_table[zero[row * groups + g]];
+            *where = to_half((high - z) / 15);
+            s = half_table[*where];
+            if (!(s > 0)) *where = to_half(s = 1);
+            uint8_t q[GROUP];
+            for (int i = 0; i < GROUP; i++) {
+                float level = rintf((x[i] - z) / s);
+                q[i] = (uint8_t)(level < 0 ? 0 : level > 15 ? 15 : level);
+            }
+            for (int i = 0; i < GROUP / 2; i++) out[at / 2 + i] = q[i] | q[i + 16] << 4;
         }
     }
 }

@@ -909,4 +909,8 @@ def test_bench_shows_the_bound(folder: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert result.exit_code == 0, result.stderr
     for row in ("new tokens a second", "31.00 GB/s", "share of that bound"):
         assert row in result.stdout
+    every = run("bench", "tiny", *words, "--random", "--every")
+    assert every.exit_code == 0, every.stderr
+    for kind in ("bfloat16", "int8", "int4"):
+        assert kind in every.stdout
     assert "more than the context" in run("bench", folder, "--prompt", "300").stderr

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from minillama import Parts, capture, native
 from minillama.cache import KVCache
-from minillama.fast import FastBlock, FastLinear, accelerate, can_join
+from minillama.fast import FastBlock, FastLinear, accelerate, can_join, quantized
 from minillama.model import Llama
 from minillama.norm import RMSNorm
-from minillama.quantize import Int4Linear, Int8Linear, from_blocks, quantize
+from minillama.quantize import Int4Linear, Int8Linear, from_blocks, maker, quantize
 
 pytestmark = pytest.mark.skipif(
     native.library() is None, reason=f"no fast path here: {native.why_not()}"
@@ -333,3 +333,34 @@ def test_the_plain_c_computes_what_the_vector_code_does(tmp_path: Path) -> None:
             ctypes.c_int64(1),
         )
         torch.testing.assert_close(y, fast(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_quantising_in_one_pass_gives_the_same_bits(
+    kind: str, dtype: torch.dtype
+) -> None:
+    w = torch.randn(40, 96) * torch.logspace(-7, 4, 40)[:, None]
+    w[3] = 0
+    w[4] = w[4, 0]
+    w[5, 7] = 3e4
+    w = w.to(dtype)
+    ours, plain = quantized(w, kind), maker(kind)(w)
+    for name, tensor in plain.named_buffers():
+        assert torch.equal(getattr(ours, name), tensor), name
+    assert type(quantized(w, "int4", tied=True)) is Int8Linear
+    with pytest.raises(ValueError, match="choose int8, int4 or None"):
+        quantized(w, "int5")
+
+
+def test_float16_in_c_is_pytorch_s() -> None:
+    """All 65,536 of them through a scale, and numbers between them, ties included."""
+    halves = torch.arange(1, 0x7C00, dtype=torch.int16).view(torch.float16).float()
+    between = (halves[:-1] + halves[1:]) / 2
+    numbers = torch.cat((halves[:-1], between, torch.nextafter(between, halves[1:])))
+    numbers = numbers[: len(numbers) // 8 * 8]
+    rows = torch.zeros(len(numbers), 32)
+    rows[:, 0] = numbers  # the zero of a group is its smallest, here the negative
+    small = quantized(-rows, "int4")
+    assert isinstance(small, Int4Linear)
+    assert torch.equal(small.zero[:, 0], -numbers.half())
