@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loud import loud_model, make_loud, small_config
 from torch import Tensor
+from torch.nn.functional import one_hot
 from transformers import (
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
@@ -168,13 +169,20 @@ class Table(Llama):
         self.table = scale * torch.randn(
             (vocab_size, vocab_size), generator=generator, dtype=torch.float64
         )
+        self.output = torch.nn.Linear(vocab_size, vocab_size, bias=False)
+        self.output.weight = torch.nn.Parameter(self.table.T, requires_grad=False)
 
-    def forward(
+    def hidden(
         self, tokens: Tensor, caches: list[KVCache] | None = None, pad: Any = None
     ) -> Tensor:
         for cache in caches or ():
             cache.length += tokens.shape[1]
-        return self.table[tokens]
+        return one_hot(tokens, len(self.table)).double()
+
+    def forward(
+        self, tokens: Tensor, caches: list[KVCache] | None = None, pad: Any = None
+    ) -> Tensor:
+        return self.output(self.hidden(tokens, caches, pad))
 
 
 SIZE = 5
