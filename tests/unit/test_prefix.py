@@ -38,7 +38,9 @@ def model() -> Llama:
 def reads(model: Llama) -> list[int]:
     """A list that will note how many tokens each call of the model reads."""
     read: list[int] = []
-    model.register_forward_pre_hook(lambda _, given: read.append(given[0].shape[1]))
+    model.tok_embeddings.register_forward_pre_hook(
+        lambda _, given: read.append(given[0].shape[1])
+    )
     return read
 
 

@@ -128,7 +128,7 @@ def test_counts_are_what_happened(model: Llama) -> None:
         return [want[at], (want[at + 1] + 1) % 131, want[at + 2]][:count]
 
     counts, read = Acceptance(), list[int]()
-    hook = model.register_forward_pre_hook(
+    hook = model.tok_embeddings.register_forward_pre_hook(
         lambda _, given: read.append(given[0].shape[1])
     )
     options: Any = {"max_new_tokens": 12, "draft_tokens": 3, "counts": counts}
@@ -418,15 +418,16 @@ def test_a_draft_with_a_shorter_context_falls_silent(
 
 def test_the_next_turn_reads_what_is_new(model: Llama) -> None:
     past, draft = PrefixCache(model), DraftModel(loud_model())
-    read: dict[Llama, list[int]] = {model: [], draft.model: []}
+    first, second = model.tok_embeddings, draft.model.tok_embeddings
+    read: dict[Any, list[int]] = {first: [], second: []}
 
     def note(which: Any, given: Any) -> None:
         read[which].append(given[0].shape[1])
 
     ids = list(PROMPT)
     with (
-        model.register_forward_pre_hook(note),
-        draft.model.register_forward_pre_hook(note),
+        first.register_forward_pre_hook(note),
+        second.register_forward_pre_hook(note),
     ):
         for more in ([], [7, 8, 9], [1]):
             ids += more
@@ -434,9 +435,9 @@ def test_the_next_turn_reads_what_is_new(model: Llama) -> None:
                 calls.clear()
             new = told(model, draft, ids, max_new_tokens=8, past=past)
             # The last token of the answer, which no cache holds, and what is new.
-            first = 1 + len(more) if more else len(PROMPT)
-            assert read[model][0] == first
-            assert read[draft.model][0] <= first + 2
+            rest = 1 + len(more) if more else len(PROMPT)
+            assert read[first][0] == rest
+            assert read[second][0] <= rest + 2
             assert new == generate(loud_model(), ids, max_new_tokens=8)
             ids += new
 
