@@ -49,7 +49,7 @@ def compile_model(model: Llama) -> Compiled:
     try:
         compile_step(model)
     except Exception as error:  # a missing compiler has many names
-        model.__dict__.pop("forward", None)
+        model.__dict__.pop("hidden", None)
         why = str(error).strip().split("\n")[0] or type(error).__name__
         if device.type == "cpu":
             why = native.why_not() or why
@@ -61,16 +61,16 @@ def compile_model(model: Llama) -> Compiled:
 def compile_step(model: Llama) -> None:
     """Let torch.compile make the step of one new token a row, and try it once.
 
-    `model.forward` is then a function that knows when it applies: caches of the usual
+    `model.hidden` is then a function that knows when it applies: caches of the usual
     kind, no padding. Raises what torch.compile raises.
     """
-    plain, step = model.forward, _Step(model)
+    plain, step = model.hidden, _Step(model)
 
-    def forward(
+    def hidden(
         tokens: Int[Tensor, "B T"],
         caches: list[KVCache] | None = None,
         pad: Int[Tensor, "B"] | None = None,
-    ) -> Float[Tensor, "B T V"]:
+    ) -> Float[Tensor, "B T D"]:
         usual = caches and all(type(cache) is KVCache for cache in caches)
         if caches and usual and tokens.shape[1] == 1 and pad is None:
             return step(tokens, caches)
@@ -82,7 +82,7 @@ def compile_step(model: Llama) -> None:
     )
     with torch.inference_mode():
         step(torch.zeros(1, 1, dtype=torch.int64, device=weight.device), caches)
-    model.forward = forward
+    model.hidden = hidden
 
 
 class _Step:
@@ -104,7 +104,7 @@ class _Step:
         for cache in caches:
             self._prepare(cache)
         position = torch.tensor([length], device=tokens.device)
-        logits = self.compiled(
+        x = self.compiled(
             tokens,
             position,
             [cache.keys for cache in caches],
@@ -112,7 +112,7 @@ class _Step:
         )
         for cache in caches:
             cache.length = length + 1
-        return logits.clone()  # the next replay of a graph writes to the same memory
+        return x.clone()  # the next replay of a graph writes to the same memory
 
     def run(
         self,
@@ -120,8 +120,8 @@ class _Step:
         position: Int[Tensor, "1"],
         keys: list[Tensor],
         values: list[Tensor],
-    ) -> Float[Tensor, "B 1 V"]:
-        """`Llama.forward` for one token, with a position that is a tensor."""
+    ) -> Float[Tensor, "B 1 D"]:
+        """`Llama.hidden` for one token, with a position that is a tensor."""
         model, room = self.model, keys[0].shape[2]
         cos, sin = model.rope_tables(0, room, tokens.device)
         rope = cos.index_select(0, position), sin.index_select(0, position)
@@ -129,7 +129,7 @@ class _Step:
         x = model.tok_embeddings(tokens)
         for layer, k, v in zip(model.layers, keys, values, strict=True):
             x = layer(x, rope, mask, _Whole(k, v, position))
-        return model.output(model.norm(x))
+        return model.norm(x)
 
     def _prepare(self, cache: KVCache) -> None:
         """Memory that was never written may hold NaN, and 0 times NaN is NaN."""

@@ -84,6 +84,18 @@ class Llama(nn.Module):
         With `caches` the tokens follow those that the caches hold, and are added to
         them. `pad` says how many tokens of left padding each row began with.
         """
+        return self.output(self.hidden(tokens, caches, pad))  # B T V
+
+    def hidden(
+        self,
+        tokens: Int[Tensor, "B T"],
+        caches: list[KVCache] | None = None,
+        pad: Int[Tensor, "B"] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """The vectors that the output turns into logits.
+
+        Of a prompt only the last one need be, and the output is the widest matrix.
+        """
         start = caches[0].length if caches else 0
         seen = start + tokens.shape[1]
         rope = self.rope_tables(start, seen, tokens.device)
@@ -93,7 +105,7 @@ class Llama(nn.Module):
             self.layers, caches or [None] * len(self.layers), strict=True
         ):
             x = layer(x, rope, mask, cache)
-        return self.output(self.norm(x))  # B T V
+        return self.norm(x)
 
     def rope_tables(
         self, start: int, end: int, device: torch.device

@@ -43,7 +43,7 @@ def branches_in_forward(source: str) -> int:
     """Each `if`, conditional value, `while`, `case`, and `and` or `or` in a forward."""
     count = 0
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.FunctionDef) and node.name == "forward":
+        if isinstance(node, ast.FunctionDef) and node.name in ("forward", "hidden"):
             for part in ast.walk(node):
                 if isinstance(part, ast.BoolOp):
                     count += len(part.values) - 1

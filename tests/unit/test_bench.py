@@ -56,8 +56,8 @@ def test_measure_counts_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     model = loud_model()
     lengths: list[int] = []
     monkeypatch.setattr(bench, "memory_bandwidth", lambda device: 1e10)
-    forward = model.forward
-    model.forward = lambda t, *rest: lengths.append(t.shape[1]) or forward(t, *rest)
+    hidden = model.hidden
+    model.hidden = lambda t, *rest: lengths.append(t.shape[1]) or hidden(t, *rest)
     speed = bench.measure(model, prompt=20, new=5, repeats=2)
     assert lengths == [20] * 3 + [1] * 6  # one of each is not timed
     assert (speed.prompt, speed.dtype, speed.bandwidth) == (20, "float32", 1e10)

@@ -485,13 +485,13 @@ class Counting:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.model = loud_model(vocab_size=tokenizer.vocab_size)
         self.read: list[int] = []
-        forward = self.model.forward
+        hidden = self.model.hidden
 
         def count(tokens: torch.Tensor, *rest: Any) -> torch.Tensor:
             self.read.append(tokens.shape[1])
-            return forward(tokens, *rest)
+            return hidden(tokens, *rest)
 
-        self.model.forward = count  # type: ignore[method-assign]
+        self.model.hidden = count  # type: ignore[method-assign]
 
 
 def spoken(tokenizer: Tokenizer, ids: list[int]) -> str:

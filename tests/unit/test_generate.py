@@ -224,7 +224,7 @@ def test_a_step_comes_before_the_next_is_computed(model: Llama) -> None:
         nonlocal calls
         calls += 1
 
-    hook = model.register_forward_hook(count)
+    hook = model.tok_embeddings.register_forward_hook(count)
     try:
         steps = stream(model, [1, 2], max_new_tokens=4)
         assert calls == 0
