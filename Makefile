@@ -9,6 +9,7 @@ MODELS := smollm2-135m llama3-tokenizer
 # Each step ends in a stamp inside .venv, so that a second call has nothing to do.
 HAVE_LAB := .venv/.have-lab
 HAVE_TEST := .venv/.have-test
+HAVE_BENCH := benchmarks/.venv/.have-bench
 
 # Threads that wait for each other shall sleep and not spin: on a machine with other
 # work, small models are then five to ten times faster.
@@ -34,6 +35,14 @@ notebooks: $(HAVE_TEST) models ## run every notebook afresh and compare every st
 test-8b: $(HAVE_TEST) ## a full-size 8B in random weights: 16 GB of disk, 24 GB of memory
 	$(BIN)/pytest -m slow -k full_size -s tests/big
 
+.PHONY: bench
+bench: $(HAVE_BENCH) ## speed beside the peers, into docs/benchmarks.md; BENCH="--help" says more
+	benchmarks/.venv/bin/python -m benchmarks $(BENCH)
+
+.PHONY: test-speed
+test-speed: $(HAVE_TEST) models ## no step back in speed: ratios, on a quiet machine
+	$(BIN)/pytest -m slow -s tests/house/test_speed.py
+
 .PHONY: lint
 lint: $(HAVE_TEST) ## ruff, pyright, quotes, the rules of the notebooks
 	$(BIN)/ruff check .
@@ -58,7 +67,7 @@ models: $(HAVE_LAB)
 
 .PHONY: clean
 clean: ## remove .venv and all caches of this folder; pulled models stay
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf .venv benchmarks/.venv .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	find . -name .ipynb_checkpoints -prune -exec rm -rf {} +
 
@@ -71,4 +80,13 @@ $(HAVE_LAB): $(BIN)/python pyproject.toml constraints.txt
 
 $(HAVE_TEST): $(HAVE_LAB)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[test]"
+	@touch $@
+
+# The peers live apart: they are many, and llama.cpp is compiled for this processor,
+# which takes CMake's wheel, a C++ compiler and some minutes.
+$(HAVE_BENCH): $(BIN)/python pyproject.toml constraints.txt benchmarks/requirements.txt benchmarks/requirements-alone.txt
+	$(BIN)/python -m venv benchmarks/.venv
+	benchmarks/.venv/bin/python -m pip install --quiet -c constraints.txt -e . -r benchmarks/requirements.txt
+	benchmarks/.venv/bin/python -m pip install --quiet --no-deps -r benchmarks/requirements-alone.txt
+	benchmarks/.venv/bin/minillama pull $(MODELS)
 	@touch $@

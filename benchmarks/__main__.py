@@ -30,11 +30,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="rounds a row, if not its own")
     parser.add_argument("--patience", type=float, default=300, help="seconds a row")
     parser.add_argument("--threads", type=int, default=_cores())
+    waits = ["PASSIVE", "ACTIVE", "default"]
     parser.add_argument(
-        "--wait-policy",
-        choices=["PASSIVE", "ACTIVE", "default"],
+        "--wait",
+        choices=waits,
         default="PASSIVE",
         help="how PyTorch's idle threads wait: asleep, spinning, or as OpenMP likes",
+    )
+    parser.add_argument(
+        "--llama-wait",
+        choices=waits,
+        default="default",
+        help="the same for llama.cpp; on a busy machine spinning makes it very slow",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the order of turns")
     parser.add_argument("--render", action="store_true", help="measure nothing")
@@ -62,14 +69,15 @@ def run(args: argparse.Namespace) -> None:
     inputs = files.smollm2(args.threads, args.quick)
     if args.big:
         inputs = files.with_big(inputs, args.big)
-    policy = None if args.wait_policy == "default" else args.wait_policy
     for row in chosen(args.only, bool(args.big)):
         print(f"== {row.name}: {row.title}", flush=True)
         rounds = args.rounds or (QUICK_ROUNDS if args.quick else row.rounds)
         raw: dict[str, Any] = conduct.measure(
             row.entries(inputs),
             rounds=rounds,
-            env=lambda spec: conduct.environment(spec, args.threads, policy),
+            env=lambda spec: conduct.environment(
+                spec, args.threads, args.wait, args.llama_wait
+            ),
             logs=files.BUILD / "logs",
             patience=args.patience,
             seed=args.seed,
@@ -80,7 +88,8 @@ def run(args: argparse.Namespace) -> None:
             "when": datetime.datetime.now().isoformat(timespec="minutes"),
             "quick": args.quick,
             "threads": args.threads,
-            "wait_policy": args.wait_policy,
+            "wait": args.wait,
+            "llama_wait": args.llama_wait,
             "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         }
         results.add(args.out, row, inputs, raw, about)

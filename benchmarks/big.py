@@ -35,7 +35,7 @@ CHUNK = 1 << 24  # numbers that are packed at once
 def write_folder(folder: Path, config: LlamaConfig) -> None:
     """Random weights in bfloat16, laid out as transformers does."""
     sys.path.insert(0, str(ROOT / "tests" / "big"))
-    import eight_b
+    import eight_b  # pyright: ignore[reportMissingImports]
 
     folder.mkdir(parents=True, exist_ok=True)
     eight_b.write_folder(folder, config)

@@ -24,12 +24,12 @@ Say = Callable[[str], None]
 
 
 def environment(
-    spec: Spec, threads: int, wait_policy: str | None = None
+    spec: Spec, threads: int, wait: str = "default", llama_wait: str = "default"
 ) -> dict[str, str]:
     """The same for every contender: threads, and no network.
 
-    How PyTorch's threads wait is said by `wait_policy`; llama.cpp keeps its default,
-    for it meets far more often in a token.
+    How idle threads wait is said by `wait` for PyTorch and by `llama_wait` for
+    llama.cpp, whose threads meet far more often in a token.
     """
     changes = {
         "OMP_NUM_THREADS": str(threads),
@@ -37,8 +37,9 @@ def environment(
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_VERBOSITY": "error",
     }
-    if wait_policy and spec["library"] != "llama.cpp":
-        changes["OMP_WAIT_POLICY"] = wait_policy
+    policy = llama_wait if spec["library"] == "llama.cpp" else wait
+    if policy != "default":
+        changes["OMP_WAIT_POLICY"] = policy
     kept = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
     return kept | changes
 

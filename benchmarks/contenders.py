@@ -190,13 +190,13 @@ class LlamaCpp:
         return [int(np.ctypeslib.as_array(logits, (llama.n_vocab(),)).argmax())]
 
     def bytes_a_step(self, context: int, batch: int) -> int:
-        from minillama.config import LlamaConfig
         from minillama.gguf_file import read_gguf_header
+        from minillama.weights import read_config
 
-        header = read_gguf_header(Path(self.spec["model"]))
+        path = Path(self.spec["model"])
+        header, config = read_gguf_header(path), read_config(path)
         skipped = "output.weight" in header.tensors and "token_embd.weight"
         total = sum(t.nbytes for n, t in header.tensors.items() if n != skipped)
-        config = LlamaConfig.from_gguf(header.metadata)
         return total + config.kv_cache_bytes(tokens=context, dtype=torch.float16)
 
 

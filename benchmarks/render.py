@@ -22,7 +22,7 @@ Made by `{command}`, {when}.
 Decoding is reading weights and prefill is multiplying, so the physical bound stands
 beside every figure: the bytes that a token must read over the memory's bandwidth, or
 the operations over the multiplications a second that the machine does. Both were
-measured in the same rounds.
+measured in the same rounds, and the best of them counts.
 
 ## What was asked for
 
@@ -42,8 +42,9 @@ HOW = """## How it was measured
 - Each contender is a process of its own, which loads its model once and is warmed. In
   every round each of them runs once, in an order that a seed shuffles; the machine is
   measured in the same rounds. Contenders of the 8B rows take turns as whole processes.
-- All have {threads} threads. OMP_WAIT_POLICY is {policy} for every contender that uses
-  PyTorch; llama.cpp waits as it likes: its threads meet some twenty times a layer.
+- All have {threads} threads. OMP_WAIT_POLICY is {wait} for every contender that uses
+  PyTorch, and {llama_wait} for llama.cpp, whose threads meet some twenty times a layer
+  ("default": it is not set).
 - All decode greedily from the same 100 tokens of the same stories. The weights are
   those of one file: SmolLM2's GGUF file, or the same rounded to bfloat16 in a folder. A
   turn writes some tokens one by one, goes back to the end of the prompt untimed, and
@@ -54,8 +55,10 @@ HOW = """## How it was measured
 
 | contender | what runs |
 |---|---|
-| minillama int4 | `load("smollm2-135m", quantize="int4")`, `prefill`, `decode_step` |
-| minillama bf16 | `load(folder)`, `prefill`, `decode_step` |
+| minillama int4 | `load("smollm2-135m", quantize="int4", compile=True)`, `prefill`, \
+`decode_step` |
+| minillama bf16 | `load(folder, compile=True)`, `prefill`, `decode_step`; "not compiled" \
+is the core as the notebooks build it |
 | transformers | `AutoModelForCausalLM.from_pretrained(folder, dtype=...)`, called \
 with a `DynamicCache`; `logits_to_keep=1` in prefill |
 | llama.cpp | `llama_cpp.Llama(file, n_threads=..., n_threads_batch=...)`, `eval`, \
@@ -115,7 +118,8 @@ def page(
     body.append(
         HOW.format(
             threads=" or ".join(sorted({str(r["threads"]) for r in raw})),
-            policy=" or ".join(sorted({r["wait_policy"] for r in raw})),
+            wait=" or ".join(sorted({r["wait"] for r in raw})),
+            llama_wait=" or ".join(sorted({r["llama_wait"] for r in raw})),
         )
     )
     return "\n\n".join(part.strip() for part in body if part.strip()) + "\n"
@@ -124,8 +128,7 @@ def page(
 def when(raw: list[Mapping[str, Any]]) -> str:
     days = sorted({row["when"][:10] for row in raw})
     said = days[0] if len(days) == 1 else f"between {days[0]} and {days[-1]}"
-    quick = " **A quick run: the figures are rough.**" if any_quick(raw) else ""
-    return f"{said}{quick}"
+    return said + ("; a quick run, with rough figures" if any_quick(raw) else "")
 
 
 def any_quick(raw: Iterable[Mapping[str, Any]]) -> bool:
@@ -174,14 +177,17 @@ def shown(figure: Figure) -> str:
 def section(row: Row, raw: Mapping[str, Any]) -> str:
     """One table: every contender of a row, and the bound beside it."""
     seconds, lines = seconds_of(raw), list[str]()
-    first = next((e["ids"] for e in raw["entries"].values() if "ids" in e), [])
+    first: dict[Any, list[int]] = {}  # by context: what the first contender wrote
+    for entry in raw["entries"].values():
+        first.setdefault(entry.get("context"), entry.get("ids", []))
     for key, entry in raw["entries"].items():
         if key == PROBE:
             continue
         if "error" in entry:
             lines.append(f"| {key} | failed: {entry['error']} | | | | | |")
             continue
-        lines.append(contender_line(row, key, entry, seconds, first))
+        wrote = first[entry.get("context")]
+        lines.append(contender_line(row, key, entry, seconds, wrote))
     head = (
         f"| contender | ms a {row.unit} | quartiles | {row.unit}s a second | the bound "
         "| share of it | peak memory | same tokens |\n|---|---|---|---|---|---|---|---|"
@@ -189,10 +195,11 @@ def section(row: Row, raw: Mapping[str, Any]) -> str:
     probe = raw["entries"][PROBE]
     rounds = len(probe["bandwidth"])
     about = (
-        f"{rounds} rounds. The machine: {median(probe['bandwidth']) / 1e9:.1f} GB/s, "
-        f"{median(probe['float32']) / 1e9:.0f} GFLOP/s in float32, "
-        f"{median(probe['bfloat16']) / 1e9:.0f} in bfloat16. Load average at the end: "
-        f"{raw['load']:.1f}."
+        f"{rounds} rounds. The machine at its best: "
+        f"{digits(max(probe['bandwidth']) / 1e9)} GB/s, "
+        f"{digits(max(probe['float32']) / 1e9)} GFLOP/s in float32, "
+        f"{digits(max(probe['bfloat16']) / 1e9)} in bfloat16. "
+        f"Load average at the end: {raw['load']:.1f}."
     )
     picture = f"pictures/bench_{row.name.replace('-', '_')}.png"
     alt = f"Bars: {row.unit}s a second of each contender, as in the table"

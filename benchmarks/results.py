@@ -45,7 +45,7 @@ def add(
         "entries": {key: series(entry, flops) for key, entry in raw.items()},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(found, indent=1, sort_keys=True)
+    text = json.dumps(found, indent=1)
     path.write_text(_short(text) + "\n", "utf-8")
 
 
@@ -54,12 +54,12 @@ def series(entry: Mapping[str, Any], flops: float | None) -> dict[str, Any]:
     if "error" in entry:
         return {"error": entry["error"]}
     runs, prepared = entry["runs"], entry["prepared"]
-    kept = {k: [_round(r[k]) for r in runs] for k in KEPT if k in runs[0]}
+    kept: dict[str, Any] = {}
+    kept |= {k: [_round(r[k]) for r in runs] for k in KEPT if k in runs[0]}
     for name in ("load_seconds", "first_seconds"):
         kept[name] = [_round(facts[name]) for facts in prepared]
     kept["loaded"] = [facts["loaded"]["peak"] for facts in prepared]
-    if "bytes" in prepared[0]:
-        kept["bytes"] = prepared[0]["bytes"]
+    kept |= {k: prepared[0][k] for k in ("bytes", "context") if k in prepared[0]}
     if flops and "seconds" in kept:
         kept["flops"] = flops
     if "ids" in runs[0]:
@@ -126,20 +126,19 @@ def seconds_of(row: Mapping[str, Any]) -> dict[str, list[float]]:
         load, first = (_spread(entry[f"{n}_seconds"], count) for n in ("load", "first"))
         found[f"{key} load"] = load
         found[f"{key} ready"] = [a + b for a, b in zip(load, first, strict=True)]
-        bound = bounds(entry, probe)
+        bound = least_seconds(entry, probe)
         if bound:
-            found[f"{key} bound"] = bound
+            found[f"{key} bound"] = [bound] * count
     return found
 
 
-def bounds(entry: Mapping[str, Any], probe: Mapping[str, Any]) -> list[float]:
-    """Seconds that the machine needs at least, by what it could do in each round."""
+def least_seconds(entry: Mapping[str, Any], probe: Mapping[str, Any]) -> float | None:
+    """Seconds that the machine needs at least, by the best that it did in any round."""
     if "flops" in entry:
-        best = map(max, zip(probe["float32"], probe["bfloat16"], strict=True))
-        return [entry["flops"] / speed for speed in best]
+        return entry["flops"] / max(*probe["float32"], *probe["bfloat16"])
     if "bytes" in entry:
-        return [entry["bytes"] / speed for speed in probe["bandwidth"]]
-    return []
+        return entry["bytes"] / max(probe["bandwidth"])
+    return None
 
 
 def _spread(values: list[float], count: int) -> list[float]:

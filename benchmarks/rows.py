@@ -1,5 +1,6 @@
 """What is measured: each row, its contenders, and what it must reach."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -269,6 +270,42 @@ def _train(i: Inputs) -> Entries:
     }
 
 
+OURS, THREADS = "minillama", f"{os.cpu_count()} threads"
+ENCODERS = ("tiktoken", "tokenizers", "tokenizers, with places")
+ENCODERS += (f"tiktoken, {THREADS}", f"tokenizers, {THREADS}")
+NAIVE = ("naive", "naive, pieces counted once")
+SHORT_TEXT = 100_000
+
+
+def _of_tokenizers(
+    i: Inputs, row: str, contenders: Sequence[str], size: int | None = None
+) -> Entries:
+    """Cases of benchmarks/tokenizers_speed.py; they share a process and its text."""
+    whole = 1_000_000 if i.quick else 10_000_000
+    size = size or whole
+    spec = {"library": "tokenizers_speed", "bytes": whole}
+    case = {
+        "kind": "call",
+        "bytes": whole,
+        "size": size,
+        "row": f"{row} {size / 1e6:g} MB",
+    }
+    return {name: (spec, {**case, "contender": name}) for name in contenders}
+
+
+def _encode(i: Inputs) -> Entries:
+    return _of_tokenizers(i, "encode", (OURS, *ENCODERS))
+
+
+def _train_bpe(i: Inputs) -> Entries:
+    names = (OURS, "tokenizers", f"tokenizers, {THREADS}")
+    return _of_tokenizers(i, "train", names)
+
+
+def _train_bpe_short(i: Inputs) -> Entries:
+    return _of_tokenizers(i, "train", (OURS, "tokenizers", *NAIVE), SHORT_TEXT)
+
+
 def _big_int4(i: Inputs) -> Entries:
     path = Path(i.big["gguf"])
     case = decoding(i, 32, 16) | {"ids": i.big["ids"][:32]}
@@ -351,6 +388,41 @@ ROWS = [
         "token",
         _context,
         [_slope(LLAMA, 1.0), _slope(FLASH, None)],
+    ),
+    Row(
+        "encode",
+        "Encode 10 MB of text, the Llama 3 vocabulary",
+        "megabyte",
+        _encode,
+        [
+            times(OURS, "tiktoken", 0.95),
+            times(OURS, "tokenizers", 2.0),
+            *(times(OURS, name) for name in ENCODERS[2:]),
+        ],
+        bound=None,
+        rounds=7,
+    ),
+    Row(
+        "train-bpe",
+        "BPE training, 10 MB, vocabulary 4,096",
+        "megabyte",
+        _train_bpe,
+        [times(OURS, "tokenizers"), times(OURS, f"tokenizers, {THREADS}")],
+        bound=None,
+        rounds=5,
+    ),
+    Row(
+        "train-bpe-naive",
+        "BPE training, 0.1 MB, vocabulary 1,024, beside plain Python",
+        "megabyte",
+        _train_bpe_short,
+        [
+            times(OURS, NAIVE[0], 20.0),
+            times(OURS, NAIVE[1]),
+            times(OURS, "tokenizers"),
+        ],
+        bound=None,
+        rounds=5,
     ),
     Row(
         "train",

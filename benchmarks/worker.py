@@ -79,7 +79,7 @@ class Worker:
         if warm:
             run(warm)
         bytes_a_step = self.model.bytes_a_step(context + new // 2, batch)
-        return run, {"bytes": bytes_a_step / batch}
+        return run, {"bytes": bytes_a_step / batch, "context": context}
 
     def _prefill(self, case: Spec) -> tuple[Run, dict[str, Any]]:
         ids = case["ids"][: case["tokens"]]
@@ -116,10 +116,13 @@ class Worker:
         return run, {}
 
     def _call(self, case: Spec) -> tuple[Run, dict[str, Any]]:
+        call = self.model[case["row"]][case["contender"]]
+
         def run() -> dict[str, Any]:
             start = time.perf_counter()
-            self.model()
-            return {"seconds": time.perf_counter() - start}
+            call()
+            seconds = time.perf_counter() - start
+            return {"seconds": seconds / (case["size"] / 1e6)}
 
         run()
         return run, {}
@@ -135,7 +138,7 @@ def _load(spec: Spec, case: Spec) -> Any:
     if case["kind"] == "call":
         from benchmarks import tokenizers_speed
 
-        return tokenizers_speed.cases()[case["case"]]
+        return tokenizers_speed.cases(case["bytes"])
     return contenders.LIBRARIES[spec["library"]](spec)
 
 

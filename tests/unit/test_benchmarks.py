@@ -300,7 +300,12 @@ def test_a_worker_says_what_went_wrong() -> None:
 def _found(**rounds: list[float]) -> dict[str, Any]:
     """Raw figures of one row, "decode-4bit"."""
     about = {"when": "2026-11-25T10:00", "quick": False, "threads": 2, "load": 0.1}
-    about |= {"wait_policy": "PASSIVE", "machine": "a machine", "versions": {"x": "1"}}
+    about |= {
+        "wait": "PASSIVE",
+        "llama_wait": "default",
+        "machine": "a machine",
+        "versions": {"x": "1"},
+    }
     entries = {
         key.replace("_", " ").replace("llama cpp", "llama.cpp"): _entry(
             len(values), 1.0, ids=[1, 2, 3]
@@ -346,7 +351,22 @@ def test_a_contender_that_failed_is_on_the_page() -> None:
 
 
 def test_the_compute_bound_takes_the_faster_kind() -> None:
-    assert results.bounds({"flops": 1e11}, PROBED) == [0.5, 0.5, 0.5]
+    assert results.least_seconds({"flops": 1e11}, PROBED) == 0.5
+
+
+def test_the_bound_is_the_best_that_the_machine_did() -> None:
+    probe = {"bandwidth": [1e9, 4e9, 2e9]}
+    assert results.least_seconds({"bytes": 1e9}, probe) == 0.25
+    assert results.least_seconds({}, probe) is None
+
+
+def test_tokens_are_compared_after_the_same_context() -> None:
+    found = _found(minillama_int4=[0.002] * 3, llama_cpp=[0.004] * 3)
+    entries = found["rows"]["decode-4bit"]["entries"]
+    entries["minillama int4"] |= {"context": 100}
+    entries["llama.cpp"] |= {"context": 2000, "ids": [7, 8, 9]}
+    text = render.section(ROW, found["rows"]["decode-4bit"])
+    assert text.count("| 3 of 3 |") == 2
 
 
 @pytest.mark.parametrize(
