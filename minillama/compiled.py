@@ -19,6 +19,7 @@ from minillama import native
 from minillama.cache import KVCache
 from minillama.fast import accelerate
 from minillama.model import Llama
+from minillama.packed import use_packed_products
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ def compile_model(model: Llama) -> Compiled:
         if len(names) == len(model.layers):
             taken = time.perf_counter() - start
             return Compiled(f"{len(names)} blocks run as compiled C", True, taken)
+    use_packed_products(model)  # at least PyTorch's own, which need no compiler
     try:
         compile_step(model)
     except Exception as error:  # a missing compiler has many names

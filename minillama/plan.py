@@ -4,7 +4,6 @@ Everything is computed from the config; no file is opened but the config's own.
 """
 
 import difflib
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,9 @@ from minillama.config import PRESETS, LlamaConfig
 
 CHUNK = 512
 """Tokens of a prompt that `stream` reads at once."""
+
+PANEL = 1 << 24
+"""Bytes of unpacked weights at a time, where quantised ones meet a prompt on a CPU."""
 
 DTYPES = {
     "float32": 4.0,
@@ -54,12 +56,11 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """Another way to run: what to type, what it takes, whether it fits and is here."""
+    """Another way to run: what to type, what it takes, whether it fits."""
 
     what: str
     need: Need
     fits: bool
-    ready: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,10 +99,10 @@ def weight_bytes(config: LlamaConfig, dtype: str) -> int:
     """Bytes of all weights.
 
     A floating-point model has its parameters times its itemsize. int8 has one byte for
-    each weight of a Linear and a bfloat16 scale for each of its rows; int4 has half a
-    byte, and a bfloat16 scale and zero for each 32 weights, 0.625 bytes in all. Token
-    embeddings and norms stay in bfloat16 (an output that is tied to them has no
-    weights of its own).
+    each weight of a Linear and a float16 scale for each of its rows; int4 has half a
+    byte, and a float16 scale and zero for each 32 weights, 0.625 bytes in all. Token
+    embeddings and norms stay in bfloat16. An output that is tied to the embeddings
+    becomes a matrix of its own, in int8.
     """
     dtype = dtype_name(dtype)
     if not dtype.startswith("int"):
@@ -112,13 +113,13 @@ def weight_bytes(config: LlamaConfig, dtype: str) -> int:
     shapes = [(q, c.dim), (kv, c.dim), (kv, c.dim), (c.dim, q)]
     shapes += [(c.ffn_dim, c.dim), (c.ffn_dim, c.dim), (c.dim, c.ffn_dim)]
     shapes *= c.n_layers
-    if not c.tied_embeddings:
-        shapes.append((c.vocab_size, c.dim))
-    linear = sum(rows * columns for rows, columns in shapes)
-    rest = 2 * (config.n_params() - linear)
+    linear, rows = sum(n * k for n, k in shapes), sum(n for n, _ in shapes)
+    output = c.vocab_size * c.dim
+    rest = 2 * (config.n_params() - linear - (0 if c.tied_embeddings else output))
+    in_int8 = output + 2 * c.vocab_size
     if dtype == "int8":
-        return rest + linear + 2 * sum(rows for rows, _ in shapes)
-    return rest + linear * 5 // 8
+        return rest + linear + 2 * rows + in_int8
+    return rest + linear * 5 // 8 + (in_int8 if c.tied_embeddings else output * 5 // 8)
 
 
 def activation_bytes(
@@ -139,23 +140,27 @@ def activation_bytes(
 
         attention      B T ((H + 2 K) Dh b + 8 H Dh)   q, k, v; RoPE is in float32
         feed-forward   B T (D + 3 F) b       gate, up, their product; the block's input
-        logits         B T V b               of every token of the chunk
+        logits         B V b                 of the last token
+
+    Quantised on a CPU, activations are in float32, and prompts are multiplied by panels
+    of weights that are unpacked, 16 MB at a time.
 
     On a CPU attention works in tiles. On other devices PyTorch has no such kernel for
     every mask with grouped queries, and the plain one is counted: scores twice, keys
     and values for every head, all in float32 (8 B H S (T + Dh)).
     """
     c, new = config, min(chunk, context)
-    rows = batch * new
-    b = 4 if dtype_name(dtype) == "float32" else 2
+    rows, on_cpu = batch * new, device.startswith("cpu")
+    small = dtype_name(dtype).startswith("int") and on_cpu
+    b = 4 if dtype_name(dtype) == "float32" or small else 2
     heads = c.n_heads + 2 * c.n_kv_heads
     attention = rows * c.head_dim * (heads * b + 8 * c.n_heads)
-    if not device.startswith("cpu"):
+    if not on_cpu:
         attention += 8 * batch * c.n_heads * context * (new + c.head_dim)
     feed_forward = rows * (c.dim + 3 * c.ffn_dim) * b
-    logits = rows * c.vocab_size * b
+    logits = batch * c.vocab_size * b
     always = rows * (2 * c.dim * b + context) + 4 * new * c.head_dim
-    return always + max(attention, feed_forward, logits)
+    return always + max(attention, feed_forward, logits) + (PANEL if small else 0)
 
 
 def need(
@@ -282,16 +287,10 @@ def _choices(
     name: str, config: LlamaConfig, dtype: str, context: int, batch: int, at: Machine
 ) -> list[Choice]:
     """Other dtypes, then the longest shorter context that fits, then smaller models."""
-    quantize = importlib.util.find_spec("minillama.quantize") is not None
 
     def choice(what: str, which: LlamaConfig, dtype: str, context: int) -> Choice:
         taken = need(which, dtype=dtype, context=context, batch=batch, device=at.device)
-        return Choice(
-            what=what,
-            need=taken,
-            fits=taken.total <= at.free,
-            ready=quantize or not dtype.startswith("int"),
-        )
+        return Choice(what=what, need=taken, fits=taken.total <= at.free)
 
     found = [
         choice(f"--dtype {d}", config, d, context)

@@ -204,6 +204,5 @@ def plan(
     for choice in made.choices:
         sizes = (choice.need.weights, choice.need.cache, choice.need.total)
         fits = "yes" if choice.fits else "no"
-        later = "" if choice.ready else ", not in this version"
-        others.add_row(choice.what, *map(size, sizes), fits + later)
+        others.add_row(choice.what, *map(size, sizes), fits)
     screen.show(others)
