@@ -21,7 +21,6 @@ from minillama.feed_forward import FeedForward
 from minillama.model import Block, Llama
 from minillama.norm import RMSNorm
 from minillama.quantize import GROUP, KINDS, Int4Linear, Int8Linear, Small, maker
-from minillama.rope import apply_rope
 from minillama.swap import swap_modules
 
 ROWS = 8
@@ -101,7 +100,7 @@ class FastLinear(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.float().reshape(-1, self.in_features).contiguous()
+        rows = x.detach().float().reshape(-1, self.in_features).contiguous()
         y = rows.new_empty(len(rows), self.out_features)
         if len(rows) <= FEW:
             scratch = rows.new_empty(len(rows) * (self.in_features + 8))
@@ -149,8 +148,9 @@ class FastBlock(nn.Module):
         norm: Any = block.attention_norm
         self.head_dim: int = attention.head_dim
         self.norm_eps: float = norm.eps
-        self.sizes: list[int] = [
-            x.out_features for x in (attention.wq, attention.wk, attention.wv)
+        self.heads: list[int] = [
+            x.out_features // self.head_dim
+            for x in (attention.wq, attention.wk, attention.wv)
         ]
         self.wqkv = FastLinear.joined([attention.wq, attention.wk, attention.wv])
         self.wo = FastLinear.joined([attention.wo])
@@ -171,25 +171,67 @@ class FastBlock(nn.Module):
         one = x.shape[1] == 1 and mask is None
         if one and cache is not None and self._knows(cache, len(x)):
             return self.step(x, rope, cache)
-        x = x.float()
-        h = F.rms_norm(x, x.shape[-1:], self.attention_norm, self.norm_eps)
-        q, k, v = (
-            part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for part in self.wqkv(h).split(self.sizes, -1)
-        )
-        q, k = apply_rope(q, *rope), apply_rope(k, *rope)
+        x = x.detach().to(torch.float32, copy=True).contiguous()
+        h = self._normalised(x, self.attention_norm)
+        q, k, v = self._turned(self.wqkv(h), rope).split(self.heads, 1)
+        whole = cache is None or cache.length == 0
         if cache is not None:
             k, v = (part.to(x.dtype) for part in cache.update(k, v))
-        out = attend(q, k, v, mask)
-        x = x + self.wo(out.transpose(1, 2).flatten(2))
-        h = F.rms_norm(x, x.shape[-1:], self.ffn_norm, self.norm_eps)
-        gate, up = self.w_gate_up(h).chunk(2, -1)
-        return x + self.w_down(F.silu(gate).mul_(up))
+        if whole and mask is not None and mask.dim() == 2:
+            # The same mask in a form that lets half of the work be left out.
+            out = F.scaled_dot_product_attention(
+                q, k, v, is_causal=True, enable_gqa=True
+            )
+        else:
+            out = attend(q, k, v, mask)
+        x += self.wo(out.transpose(1, 2).flatten(2))
+        h = self._normalised(x, self.ffn_norm)
+        return x.add_(self.w_down(self._gated(self.w_gate_up(h))))
+
+    def _normalised(self, x: Tensor, weight: Tensor) -> Tensor:
+        y = torch.empty_like(x)
+        rows, dim = x.numel() // x.shape[-1], x.shape[-1]
+        _library().norm_rows(
+            x.data_ptr(),
+            weight.data_ptr(),
+            self.norm_eps,
+            rows,
+            dim,
+            y.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return y
+
+    def _turned(self, qkv: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        """Queries, keys and values, B (H + 2 K) T Dh, the first two turned in place."""
+        cos, sin = (part.float().contiguous() for part in rope)
+        batch, tokens, width = qkv.shape
+        _library().rope_rows(
+            qkv.data_ptr(),
+            cos.data_ptr(),
+            sin.data_ptr(),
+            batch,
+            tokens,
+            width,
+            sum(self.heads[:2]),
+            self.head_dim,
+            torch.get_num_threads(),
+        )
+        return qkv.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def _gated(self, gate_up: Tensor) -> Tensor:
+        """silu(gate) * up."""
+        rows, ffn = gate_up.shape[0] * gate_up.shape[1], self.w_down.in_features
+        y = gate_up.new_empty(*gate_up.shape[:2], ffn)
+        _library().swiglu_rows(
+            gate_up.data_ptr(), rows, ffn, y.data_ptr(), torch.get_num_threads()
+        )
+        return y
 
     def step(self, x: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache) -> Tensor:
         """One new token a row, through decode.c."""
         batch, room = x.shape[0], cache.keys.shape[2]
-        x = x.to(torch.float32, copy=True)
+        x = x.detach().to(torch.float32, copy=True).contiguous()
         cos, sin = (part.contiguous() for part in rope)
         block = self._as_c()
         past = native.Cache(
@@ -230,7 +272,6 @@ class FastBlock(nn.Module):
         return self._c
 
     def _described(self) -> native.Block:
-        q, kv, _ = self.sizes
         return native.Block(
             wqkv=self.wqkv.matrix(),
             wo=self.wo.matrix(),
@@ -241,8 +282,8 @@ class FastBlock(nn.Module):
             norm_eps=self.norm_eps,
             dim=self.wqkv.in_features,
             ffn_dim=self.w_down.in_features,
-            n_heads=q // self.head_dim,
-            n_kv_heads=kv // self.head_dim,
+            n_heads=self.heads[0],
+            n_kv_heads=self.heads[1],
             head_dim=self.head_dim,
         )
 

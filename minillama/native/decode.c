@@ -374,6 +374,12 @@ static inline void rotate(float *x, const float *cos, const float *sin, int64_t 
     }
 }
 
+static inline void swiglu(const float *gate_up, int64_t ffn, int64_t start, int64_t end, float *y) {
+    const float *gate = gate_up, *up = gate_up + ffn;
+#pragma omp simd
+    for (int64_t i = start; i < end; i++) y[i] = gate[i] / (1 + exponential(-gate[i])) * up[i];
+}
+
 static void keep(void *data, int64_t kind, int64_t at, const float *x, int64_t count) {
     if (kind == FLOAT32) memcpy((float *)data + at, x, count * sizeof(float));
     else for (int64_t i = 0; i < count; i++) ((uint16_t *)data + at)[i] = to_bf16(x[i]);
@@ -571,13 +577,41 @@ void block_step(
         for (int64_t i = 0; i < batch * ((ffn + GROUP - 1) / GROUP); i++) {
             int64_t groups = (ffn + GROUP - 1) / GROUP, r = i / groups, g = i % groups;
             int64_t end = (g + 1) * GROUP < ffn ? (g + 1) * GROUP : ffn;
-            const float *gate = gate_up + r * 2 * ffn, *up = gate + ffn;
-            for (int64_t j = g * GROUP; j < end; j++)
-                in.x[r * ffn + j] = gate[j] / (1 + exponential(-gate[j])) * up[j];
+            swiglu(gate_up + r * 2 * ffn, ffn, g * GROUP, end, in.x + r * ffn);
             if (is_packed(&b->w_down)) to_integers(in, b->w_down.kind, r * (ffn / GROUP) + g);
         }
         product(&b->w_down, in, batch, x, 1);
     }
+}
+
+/* The parts of a block between its products, for the many rows of a prompt: the same
+ * functions as in block_step. */
+void norm_rows(
+    const float *x, const float *weight, double eps, int64_t rows, int64_t dim, float *y,
+    int64_t threads) {
+    (void)threads;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t r = 0; r < rows; r++) normalise(x + r * dim, weight, eps, dim, y + r * dim);
+}
+
+/* In place: x has rows of `width` floats, the first `heads` heads of each are turned. */
+void rope_rows(
+    float *x, const float *cos, const float *sin, int64_t batch, int64_t tokens,
+    int64_t width, int64_t heads, int64_t head_dim, int64_t threads) {
+    (void)threads;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t r = 0; r < batch * tokens; r++)
+        for (int64_t h = 0; h < heads; h++) {
+            int64_t t = r % tokens * (head_dim / 2);
+            rotate(x + r * width + h * head_dim, cos + t, sin + t, head_dim);
+        }
+}
+
+void swiglu_rows(
+    const float *gate_up, int64_t rows, int64_t ffn, float *y, int64_t threads) {
+    (void)threads;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t r = 0; r < rows; r++) swiglu(gate_up + r * 2 * ffn, ffn, 0, ffn, y + r * ffn);
 }
 
 /* y (batch x n) = x (batch x k) times the transpose of w; scratch: batch * (k + 4). */
