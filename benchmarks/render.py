@@ -57,8 +57,8 @@ HOW = """## How it was measured
 |---|---|
 | minillama int4 | `load("smollm2-135m", quantize="int4", compile=True)`, `prefill`, \
 `decode_step` |
-| minillama bf16 | `load(folder, compile=True)`, `prefill`, `decode_step`; "not compiled" \
-is the core as the notebooks build it |
+| minillama bf16 | `load(folder, compile=True)`, `prefill`, `decode_step`; "not \
+compiled" is the core as the notebooks build it |
 | transformers | `AutoModelForCausalLM.from_pretrained(folder, dtype=...)`, called \
 with a `DynamicCache`; `logits_to_keep=1` in prefill |
 | llama.cpp | `llama_cpp.Llama(file, n_threads=..., n_threads_batch=...)`, `eval`, \

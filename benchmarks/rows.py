@@ -422,7 +422,7 @@ ROWS = [
             times(OURS, "tokenizers"),
         ],
         bound=None,
-        rounds=5,
+        rounds=3,
     ),
     Row(
         "train",
