@@ -1,6 +1,7 @@
 """Fixtures that every test may use: the real files."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,9 @@ import torch
 
 os.environ["MINILLAMA_PROGRESS"] = "off"  # what tests solve is nobody's progress
 torch.set_num_threads(1)  # the models are small: two threads wait for each other
+# A shell ignores Ctrl-C for what it starts in the background, and children inherit it:
+# the tests that interrupt a child would wait in vain.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _pulled(name: str) -> Path:
