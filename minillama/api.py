@@ -65,7 +65,7 @@ def load_model(
         quantize=quantize,
     )
     if compile or (compile is None and quantize):
-        compiled = compile_model(model)
+        compiled = compile_model(model, wait=bool(compile))
         if compile and not compiled.done:
             warnings.warn(f"{compiled}; the model runs as it is", stacklevel=2)
     return model

@@ -34,10 +34,11 @@ class Compiled:
         return f"{self.how} ({self.seconds:.1f} s)" if self.done else self.how
 
 
-def compile_model(model: Llama) -> Compiled:
+def compile_model(model: Llama, *, wait: bool = True) -> Compiled:
     """Make decoding faster, in place, and say how; without a compiler, say why not.
 
-    The logits stay those of the plain path, within what `minillama.fast` states. What
+    With `wait=False` only what takes seconds is done: torch.compile takes a minute and
+    more. The logits stay those of the plain path, within what `minillama.fast` states. What
     cannot be compiled runs as before.
     """
     start = time.perf_counter()
@@ -48,6 +49,11 @@ def compile_model(model: Llama) -> Compiled:
             taken = time.perf_counter() - start
             return Compiled(f"{len(names)} blocks run as compiled C", True, taken)
     use_packed_products(model)  # at least PyTorch's own, which need no compiler
+    if not wait:
+        why = (
+            native.why_not() if device.type == "cpu" else "torch.compile takes minutes"
+        )
+        return Compiled(f"not compiled: {why}", False, time.perf_counter() - start)
     try:
         compile_step(model)
     except Exception as error:  # a missing compiler has many names

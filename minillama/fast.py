@@ -1,8 +1,8 @@
-"""The same model, faster on a CPU: fused projections, and a block in one call to C.
+"""The same model, faster on a CPU: a whole block in one call to C.
 
 Decoding reads weights, and nearly all else is waiting: for small operations to be
-started, for threads to meet. So a block's seven products become four, and its one step
-for one new token is `block_step` of native/decode.c. The core stays as it is:
+started, for threads to meet. So all that a block does for one new token is one call,
+`block_step` of native/decode.c. The core stays as it is:
 `accelerate` swaps finished blocks for faster ones that compute the same.
 """
 
@@ -35,6 +35,8 @@ PANEL = 1 << 22
 
 _KINDS = {torch.float32: 0, torch.bfloat16: 1}
 _INT8, _INT4 = 2, 3
+_HEADS = ("wq", "wk", "wv", "wo")
+_GATES = ("w_gate", "w_up", "w_down")
 
 
 class FastLinear(nn.Module):
@@ -60,28 +62,22 @@ class FastLinear(nn.Module):
         self.register_buffer("zero", zero)
 
     @classmethod
-    def joined(cls, linears: list[Any]) -> "FastLinear":
-        """One product for several Linears of one kind with one input: rows on rows.
+    def of(cls, linear: Any) -> "FastLinear":
+        """The same product. A plain weight stays where it lies, packed ones are tiled.
 
-        Raises ValueError where `can_join` is False.
+        Raises ValueError where `is_known` is False.
         """
-        if not can_join(linears):
-            raise ValueError("these Linears are of different kinds, or of odd sizes")
-        size = sum(x.out_features for x in linears), linears[0].in_features
-
-        def rows(name: str) -> Tensor:
-            return torch.cat([getattr(linear, name).detach() for linear in linears])
-
-        if isinstance(linears[0], Int8Linear):
-            data = _tiles(rows("q"), 8)
-            return cls(_INT8, size, data, _scales(rows("scale")))
-        if isinstance(linears[0], Int4Linear):
-            data = _tiles(rows("packed"), 4)
-            scale, zero = rows("scale"), rows("zero")
-            symmetric = torch.equal(zero, -8 * scale)  # Q4_0: nothing to be read
-            kept = None if symmetric else _scales(zero)
-            return cls(_INT4, size, data, _scales(scale), kept)
-        weight = rows("weight")
+        if not is_known(linear):
+            raise ValueError(f"decode.c knows no {linear}: see is_known")
+        size = linear.out_features, linear.in_features
+        if isinstance(linear, Int8Linear):
+            return cls(_INT8, size, _tiles(linear.q, 8), _scales(linear.scale))
+        if isinstance(linear, Int4Linear):
+            symmetric = torch.equal(linear.zero, -8 * linear.scale)  # Q4_0: not read
+            zero = None if symmetric else _scales(linear.zero)
+            tiles = _tiles(linear.packed, 4)
+            return cls(_INT4, size, tiles, _scales(linear.scale), zero)
+        weight = linear.weight.detach()
         return cls(_KINDS[weight.dtype], size, weight)
 
     def matrix(self) -> native.Matrix:
@@ -138,6 +134,13 @@ class FastBlock(nn.Module):
     The residual stream is in float32, whatever the weights are in.
     """
 
+    wq: FastLinear
+    wk: FastLinear
+    wv: FastLinear
+    wo: FastLinear
+    w_gate: FastLinear
+    w_up: FastLinear
+    w_down: FastLinear
     attention_norm: Tensor
     ffn_norm: Tensor
 
@@ -152,10 +155,9 @@ class FastBlock(nn.Module):
             x.out_features // self.head_dim
             for x in (attention.wq, attention.wk, attention.wv)
         ]
-        self.wqkv = FastLinear.joined([attention.wq, attention.wk, attention.wv])
-        self.wo = FastLinear.joined([attention.wo])
-        self.w_gate_up = FastLinear.joined([feed_forward.w_gate, feed_forward.w_up])
-        self.w_down = FastLinear.joined([feed_forward.w_down])
+        for owner, names in ((attention, _HEADS), (feed_forward, _GATES)):
+            for name in names:
+                setattr(self, name, FastLinear.of(getattr(owner, name)))
         for name in ("attention_norm", "ffn_norm"):
             weight = getattr(block, name).weight.detach().float().clone()
             self.register_buffer(name, weight)
@@ -173,7 +175,12 @@ class FastBlock(nn.Module):
             return self.step(x, rope, cache)
         x = x.detach().to(torch.float32, copy=True).contiguous()
         h = self._normalised(x, self.attention_norm)
-        q, k, v = self._turned(self.wqkv(h), rope).split(self.heads, 1)
+        q, k, v = (
+            w(h).unflatten(-1, (-1, self.head_dim)) for w in (self.wq, self.wk, self.wv)
+        )  # B T H Dh, B T K Dh, B T K Dh
+        self._turn(q, rope)
+        self._turn(k, rope)
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
         whole = cache is None or cache.length == 0
         if cache is not None:
             k, v = (part.to(x.dtype) for part in cache.update(k, v))
@@ -186,7 +193,7 @@ class FastBlock(nn.Module):
             out = attend(q, k, v, mask)
         x += self.wo(out.transpose(1, 2).flatten(2))
         h = self._normalised(x, self.ffn_norm)
-        return x.add_(self.w_down(self._gated(self.w_gate_up(h))))
+        return x.add_(self.w_down(self._gated(self.w_gate(h), self.w_up(h))))
 
     def _normalised(self, x: Tensor, weight: Tensor) -> Tensor:
         y = torch.empty_like(x)
@@ -202,29 +209,33 @@ class FastBlock(nn.Module):
         )
         return y
 
-    def _turned(self, qkv: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-        """Queries, keys and values, B (H + 2 K) T Dh, the first two turned in place."""
+    def _turn(self, heads: Tensor, rope: tuple[Tensor, Tensor]) -> None:
+        """Turn B T H Dh in place."""
         cos, sin = (part.float().contiguous() for part in rope)
-        batch, tokens, width = qkv.shape
+        batch, tokens, count, width = heads.shape
         _library().rope_rows(
-            qkv.data_ptr(),
+            heads.data_ptr(),
             cos.data_ptr(),
             sin.data_ptr(),
             batch,
             tokens,
+            count * width,
+            count,
             width,
-            sum(self.heads[:2]),
-            self.head_dim,
             torch.get_num_threads(),
         )
-        return qkv.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
-    def _gated(self, gate_up: Tensor) -> Tensor:
+    def _gated(self, gate: Tensor, up: Tensor) -> Tensor:
         """silu(gate) * up."""
-        rows, ffn = gate_up.shape[0] * gate_up.shape[1], self.w_down.in_features
-        y = gate_up.new_empty(*gate_up.shape[:2], ffn)
+        y = torch.empty_like(gate)
+        ffn = gate.shape[-1]
         _library().swiglu_rows(
-            gate_up.data_ptr(), rows, ffn, y.data_ptr(), torch.get_num_threads()
+            gate.data_ptr(),
+            up.data_ptr(),
+            gate.numel() // ffn,
+            ffn,
+            y.data_ptr(),
+            torch.get_num_threads(),
         )
         return y
 
@@ -272,15 +283,13 @@ class FastBlock(nn.Module):
         return self._c
 
     def _described(self) -> native.Block:
+        names = (*_HEADS, *_GATES)
         return native.Block(
-            wqkv=self.wqkv.matrix(),
-            wo=self.wo.matrix(),
-            w_gate_up=self.w_gate_up.matrix(),
-            w_down=self.w_down.matrix(),
+            **{name: getattr(self, name).matrix() for name in names},
             attention_norm=self.attention_norm.data_ptr(),
             ffn_norm=self.ffn_norm.data_ptr(),
             norm_eps=self.norm_eps,
-            dim=self.wqkv.in_features,
+            dim=self.wq.in_features,
             ffn_dim=self.w_down.in_features,
             n_heads=self.heads[0],
             n_kv_heads=self.heads[1],
@@ -312,9 +321,9 @@ def accelerate(model: Llama) -> list[str]:
     def alone(name: str, module: nn.Module) -> bool:
         packed = isinstance(module, (Int8Linear, Int4Linear))
         plain = name == "output" and type(module) is nn.Linear
-        return (packed or plain) and can_join([module])
+        return (packed or plain) and is_known(module)
 
-    return names + _swap_if_any(model, alone, lambda x: FastLinear.joined([x]))
+    return names + _swap_if_any(model, alone, FastLinear.of)
 
 
 def quantized(weight: Tensor, kind: str, *, tied: bool = False) -> Small:
@@ -349,21 +358,19 @@ def quantized(weight: Tensor, kind: str, *, tied: bool = False) -> Small:
     return Int4Linear(packed, scale, zero)
 
 
-def can_join(linears: list[Any]) -> bool:
-    """True if decode.c can compute these Linears as one."""
-    kinds = {type(linear) for linear in linears}
-    if kinds == {nn.Linear}:
-        dtypes = {linear.weight.dtype for linear in linears}
-        on_cpu = all(linear.weight.device.type == "cpu" for linear in linears)
-        bare = all(linear.bias is None for linear in linears)
-        return bare and on_cpu and len(dtypes) == 1 and dtypes <= set(_KINDS)
-    if kinds not in ({Int8Linear}, {Int4Linear}):
+def is_known(linear: Any) -> bool:
+    """True if decode.c can compute this Linear: its kind, its size, on the CPU."""
+    if type(linear) is nn.Linear:
+        weight = linear.weight
+        plain = linear.bias is None and weight.is_contiguous()
+        return plain and weight.device.type == "cpu" and weight.dtype in _KINDS
+    if type(linear) not in (Int8Linear, Int4Linear):
         return False
-    shapes = {linear.scale.shape[1] for linear in linears}
-    fits = all(x.out_features % ROWS == x.in_features % GROUP == 0 for x in linears)
-    on_cpu = all(linear.scale.device.type == "cpu" for linear in linears)
-    known = shapes <= {1, linears[0].in_features // GROUP}
-    return fits and on_cpu and known and len(shapes) == 1
+    whole = linear.out_features % ROWS == linear.in_features % GROUP == 0
+    groups = linear.scale.shape[1]
+    known = groups == linear.in_features // GROUP
+    known |= groups == 1 and type(linear) is Int8Linear
+    return whole and known and linear.scale.device.type == "cpu"
 
 
 def _can_be_fast(module: nn.Module) -> bool:
@@ -377,10 +384,11 @@ def _can_be_fast(module: nn.Module) -> bool:
         and type(feed_forward) is FeedForward
         and all(type(norm) is RMSNorm for norm in norms)
         and attention.attend is attend
-        and can_join([attention.wq, attention.wk, attention.wv])
-        and can_join([feed_forward.w_gate, feed_forward.w_up])
-        and can_join([attention.wo])
-        and can_join([feed_forward.w_down])
+        and all(is_known(getattr(attention, name)) for name in _HEADS)
+        and all(is_known(getattr(feed_forward, name)) for name in _GATES)
+        # These meet the same integers, whose order depends on the kind.
+        and len({type(getattr(attention, name)) for name in _HEADS[:3]}) == 1
+        and len({type(getattr(feed_forward, name)) for name in _GATES[:2]}) == 1
     )
 
 

@@ -65,7 +65,7 @@ def compile_if_asked(model: "Llama", how: How) -> None:
     if how.compile or (how.compile is None and how.quantize):
         from minillama.compiled import compile_model
 
-        compiled = compile_model(model)
+        compiled = compile_model(model, wait=bool(how.compile))
         if how.compile or not compiled.done:
             screen.note(str(compiled))
 

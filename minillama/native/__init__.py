@@ -48,9 +48,12 @@ class Block(ctypes.Structure):
     """A block of a Llama as decode.c sees it."""
 
     _fields_ = [
-        ("wqkv", Matrix),
+        ("wq", Matrix),
+        ("wk", Matrix),
+        ("wv", Matrix),
         ("wo", Matrix),
-        ("w_gate_up", Matrix),
+        ("w_gate", Matrix),
+        ("w_up", Matrix),
         ("w_down", Matrix),
         ("attention_norm", ctypes.c_void_p),
         ("ffn_norm", ctypes.c_void_p),
@@ -142,7 +145,7 @@ def _open(path: Path) -> ctypes.CDLL:
     lib.quantize.argtypes = [p, i, i, i, i, p, p, p, i]
     lib.norm_rows.argtypes = [p, p, ctypes.c_double, i, i, p, i]
     lib.rope_rows.argtypes = [p, p, p, i, i, i, i, i, i]
-    lib.swiglu_rows.argtypes = [p, i, i, p, i]
+    lib.swiglu_rows.argtypes = [p, p, i, i, p, i]
     lib.scratch_size.argtypes = [p, i, i, i]
     lib.scratch_size.restype = i
     for function in (lib.block_step, lib.linear, lib.unpack, lib.quantize, lib.prepare):

@@ -33,7 +33,7 @@ typedef struct {
 } Matrix;
 
 typedef struct {
-    Matrix wqkv, wo, w_gate_up, w_down;
+    Matrix wq, wk, wv, wo, w_gate, w_up, w_down;
     const float *attention_norm, *ffn_norm;
     double norm_eps;
     int64_t dim, ffn_dim, n_heads, n_kv_heads, head_dim;
@@ -216,7 +216,8 @@ static inline __attribute__((always_inline)) void tile(
 }
 
 static inline __attribute__((always_inline)) void packed_rows(
-    const Matrix *w, int kind, int64_t row, Rows x, int columns, float *y, int add) {
+    const Matrix *w, int kind, int64_t row, Rows x, int columns, float *y, int64_t stride,
+    int add) {
     int64_t k = w->k, groups = k / GROUP, size = kind == INT4 ? 128 : 256;
     const uint8_t *data = (const uint8_t *)w->data + row * k * (kind == INT4 ? 4 : 8) / 8;
     const uint16_t *scale = w->scale + row * (w->scale_step ? groups : 1);
@@ -240,14 +241,15 @@ static inline __attribute__((always_inline)) void packed_rows(
                     z, _mm256_set1_ps(x.sum[c * groups + g]), acc[c]);
         }
     }
-    for (int c = 0; c < columns; c++, y += w->n) {
+    for (int c = 0; c < columns; c++, y += stride) {
         if (add) acc[c] = _mm256_add_ps(acc[c], _mm256_loadu_ps(y + row));
         _mm256_storeu_ps(y + row, acc[c]);
     }
 }
 #else
 static inline void packed_rows(
-    const Matrix *w, int kind, int64_t row, Rows x, int columns, float *y, int add) {
+    const Matrix *w, int kind, int64_t row, Rows x, int columns, float *y, int64_t stride,
+    int add) {
     int64_t k = w->k, groups = k / GROUP;
     const uint32_t *words =
         (const uint32_t *)((const uint8_t *)w->data + row * k * (kind == INT4 ? 4 : 8) / 8);
@@ -282,14 +284,15 @@ static inline void packed_rows(
     }
     for (int c = 0; c < columns; c++)
         for (int r = 0; r < ROWS; r++)
-            y[c * w->n + row + r] = acc[c][r] + (add ? y[c * w->n + row + r] : 0);
+            y[c * stride + row + r] = acc[c][r] + (add ? y[c * stride + row + r] : 0);
 }
 #endif
 
 /* Several rows at once, so that many sums grow side by side and each x is read once for
  * all of them. */
 static inline __attribute__((always_inline)) void float_rows(
-    const Matrix *w, int kind, int64_t row, const float *x, int columns, float *y, int add) {
+    const Matrix *w, int kind, int64_t row, const float *x, int columns, float *y,
+    int64_t stride, int add) {
     enum { TOGETHER = 4 };
     int together = columns > 2 ? 2 : TOGETHER, deep = columns == 1 ? 2 : 1;
     int64_t k = w->k, step = deep * LANES, whole = k - k % step;
@@ -316,19 +319,19 @@ static inline __attribute__((always_inline)) void float_rows(
                 float sum = total(deep == 2 ? acc[r][c] + more[r] : acc[r][c]);
                 for (int64_t i = whole; i < k; i++)
                     sum += one_float(w->data, kind, at[r] + i) * x[c * k + i];
-                y[c * w->n + n + r] = sum + (add ? y[c * w->n + n + r] : 0);
+                y[c * stride + n + r] = sum + (add ? y[c * stride + n + r] : 0);
             }
     }
 }
 
 static inline void some_rows(
-    const Matrix *w, int64_t row, Rows x, int64_t columns, float *y, int add) {
+    const Matrix *w, int64_t row, Rows x, int64_t columns, float *y, int64_t stride, int add) {
     /* Constants, so that the compiler makes a loop without branches for each case. */
 #define CASE(KIND, CALL) \
-    if (columns == 1) CALL(w, KIND, row, IN, 1, y, add); \
-    else if (columns == 2) CALL(w, KIND, row, IN, 2, y, add); \
-    else if (columns == 3) CALL(w, KIND, row, IN, 3, y, add); \
-    else CALL(w, KIND, row, IN, 4, y, add);
+    if (columns == 1) CALL(w, KIND, row, IN, 1, y, stride, add); \
+    else if (columns == 2) CALL(w, KIND, row, IN, 2, y, stride, add); \
+    else if (columns == 3) CALL(w, KIND, row, IN, 3, y, stride, add); \
+    else CALL(w, KIND, row, IN, 4, y, stride, add);
 #define IN x.x
     if (w->kind == FLOAT32) { CASE(FLOAT32, float_rows) }
     else if (w->kind == BFLOAT16) { CASE(BFLOAT16, float_rows) }
@@ -340,17 +343,19 @@ static inline void some_rows(
 #undef CASE
 }
 
-/* y (batch x n) = x (batch x k) times the transpose of w, or y += that. To be called by
- * all threads of a parallel region; they share the rows, and meet at the end. */
-static void product(const Matrix *w, Rows x, int64_t batch, float *y, int add) {
-#pragma omp for schedule(static)
+/* y (batch x n, `stride` apart) = x (batch x k) times the transpose of w, or y += that.
+ * To be called by all threads of a parallel region; they share the rows, and do not wait
+ * for each other at the end. */
+static void product(
+    const Matrix *w, Rows x, int64_t batch, float *y, int64_t stride, int add) {
+#pragma omp for schedule(static) nowait
     for (int64_t row = 0; row < w->n; row += ROWS) {
         for (int64_t b = 0; b < batch; b += MOST_COLUMNS) {
             int64_t columns = batch - b < MOST_COLUMNS ? batch - b : MOST_COLUMNS;
             int64_t groups = w->k / GROUP;
             Rows part = {x.x + b * w->k, x.q + b * w->k, x.scale + b * groups,
                          x.sum + b * groups};
-            some_rows(w, row, part, columns, y + b * w->n, add);
+            some_rows(w, row, part, columns, y + b * stride, stride, add);
         }
     }
 }
@@ -374,8 +379,8 @@ static inline void rotate(float *x, const float *cos, const float *sin, int64_t 
     }
 }
 
-static inline void swiglu(const float *gate_up, int64_t ffn, int64_t start, int64_t end, float *y) {
-    const float *gate = gate_up, *up = gate_up + ffn;
+static inline void swiglu(
+    const float *gate, const float *up, int64_t start, int64_t end, float *y) {
 #pragma omp simd
     for (int64_t i = start; i < end; i++) y[i] = gate[i] / (1 + exponential(-gate[i])) * up[i];
 }
@@ -502,7 +507,8 @@ static int64_t widest(const Block *b) {
 
 /* Floats of scratch memory that `block_step` wants. */
 int64_t scratch_size(const Block *b, int64_t batch, int64_t length, int64_t threads) {
-    int64_t wide = widest(b), qkv = b->wqkv.n, gate_up = b->w_gate_up.n;
+    int64_t wide = widest(b), gate_up = 2 * b->ffn_dim;
+    int64_t qkv = (b->n_heads + 2 * b->n_kv_heads) * b->head_dim;
     int64_t shares = threads * b->n_heads * (b->head_dim + 2);
     int64_t scores = threads * MOST_HEADS * (length + 1);
     return batch * (2 * wide + wide / 8 + 16 + qkv + gate_up + shares) + scores + 64;
@@ -514,10 +520,10 @@ void block_step(
     const Cache *cache, float *scratch, int64_t threads) {
     int64_t wide = widest(b), width = b->head_dim, heads = b->n_heads, kv = b->n_kv_heads;
     int64_t repeat = heads / kv, seen = cache->length + 1, q_dim = heads * width;
-    int64_t step = width + 2;
+    int64_t step = width + 2, kv_dim = kv * width, row = q_dim + 2 * kv_dim, ffn = b->ffn_dim;
     (void)threads; /* not used where there is no OpenMP */
-    float *qkv = scratch, *gate_up = qkv + batch * b->wqkv.n;
-    float *shares = gate_up + batch * b->w_gate_up.n;
+    float *qkv = scratch, *gate_up = qkv + batch * row;
+    float *shares = gate_up + batch * 2 * ffn;
     float *scores = shares + batch * threads * heads * step;
     float *rest = scores + threads * MOST_HEADS * seen;
     Rows in = {rest, (int16_t *)(rest + batch * wide), 0, 0};
@@ -537,13 +543,16 @@ void block_step(
 #pragma omp for schedule(static)
         for (int64_t r = 0; r < batch; r++) {
             normalise(x + r * b->dim, b->attention_norm, b->norm_eps, b->dim, in.x + r * b->dim);
-            TO_INTEGERS(b->wqkv, r)
+            TO_INTEGERS(b->wq, r)
         }
-        product(&b->wqkv, in, batch, qkv, 0);
+        product(&b->wq, in, batch, qkv, row, 0);
+        product(&b->wk, in, batch, qkv + q_dim, row, 0);
+        product(&b->wv, in, batch, qkv + q_dim + kv_dim, row, 0);
+#pragma omp barrier
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < batch * (heads + 2 * kv); i++) {
             int64_t r = i / (heads + 2 * kv), h = i % (heads + 2 * kv);
-            float *head = qkv + r * b->wqkv.n + h * width;
+            float *head = qkv + r * row + h * width;
             if (h < heads + kv) rotate(head, cos, sin, width);
             if (h < heads) continue;
             int64_t at = ((r * kv + (h - heads) % kv) * cache->room + cache->length) * width;
@@ -553,7 +562,7 @@ void block_step(
         for (int64_t i = 0; i < batch * kv; i++) {
             int64_t r = i / kv, h = i % kv;
             attend(b, cache, i * cache->room * width,
-                   qkv + r * b->wqkv.n + h * repeat * width, first, last,
+                   qkv + r * row + h * repeat * width, first, last,
                    shares + ((r * all + me) * heads + h * repeat) * step,
                    scores + me * MOST_HEADS * seen);
         }
@@ -565,22 +574,25 @@ void block_step(
                         in.x + r * q_dim + h * width);
             TO_INTEGERS(b->wo, r)
         }
-        product(&b->wo, in, batch, x, 1);
+        product(&b->wo, in, batch, x, b->dim, 1);
+#pragma omp barrier
 #pragma omp for schedule(static)
         for (int64_t r = 0; r < batch; r++) {
             normalise(x + r * b->dim, b->ffn_norm, b->norm_eps, b->dim, in.x + r * b->dim);
-            TO_INTEGERS(b->w_gate_up, r)
+            TO_INTEGERS(b->w_gate, r)
         }
-        product(&b->w_gate_up, in, batch, gate_up, 0);
-        int64_t ffn = b->ffn_dim;
+        product(&b->w_gate, in, batch, gate_up, 2 * ffn, 0);
+        product(&b->w_up, in, batch, gate_up + ffn, 2 * ffn, 0);
+#pragma omp barrier
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < batch * ((ffn + GROUP - 1) / GROUP); i++) {
             int64_t groups = (ffn + GROUP - 1) / GROUP, r = i / groups, g = i % groups;
             int64_t end = (g + 1) * GROUP < ffn ? (g + 1) * GROUP : ffn;
-            swiglu(gate_up + r * 2 * ffn, ffn, g * GROUP, end, in.x + r * ffn);
+            const float *gate = gate_up + r * 2 * ffn;
+            swiglu(gate, gate + ffn, g * GROUP, end, in.x + r * ffn);
             if (is_packed(&b->w_down)) to_integers(in, b->w_down.kind, r * (ffn / GROUP) + g);
         }
-        product(&b->w_down, in, batch, x, 1);
+        product(&b->w_down, in, batch, x, b->dim, 1);
     }
 }
 
@@ -608,10 +620,11 @@ void rope_rows(
 }
 
 void swiglu_rows(
-    const float *gate_up, int64_t rows, int64_t ffn, float *y, int64_t threads) {
+    const float *gate, const float *up, int64_t rows, int64_t ffn, float *y,
+    int64_t threads) {
     (void)threads;
 #pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t r = 0; r < rows; r++) swiglu(gate_up + r * 2 * ffn, ffn, 0, ffn, y + r * ffn);
+    for (int64_t r = 0; r < rows; r++) swiglu(gate, up, r * ffn, (r + 1) * ffn, y);
 }
 
 /* y (batch x n) = x (batch x k) times the transpose of w; scratch: batch * (k + 4). */
@@ -628,7 +641,7 @@ void linear(
 #pragma omp for schedule(static)
             for (int64_t g = 0; g < batch * groups; g++) to_integers(in, w->kind, g);
         }
-        product(w, in, batch, y, 0);
+        product(w, in, batch, y, w->n, 0);
     }
 }
 

@@ -14,6 +14,8 @@ from minillama.cache import KVCache
 from minillama.compiled import _Step, compile_model, compile_step
 from minillama.model import Llama
 from minillama.norm import RMSNorm
+from minillama.packed import PackedInt4Linear
+from minillama.quantize import quantize
 
 
 @pytest.fixture(autouse=True)
@@ -94,6 +96,19 @@ def test_a_compiler_that_fails_leaves_the_model_as_it_was(
     assert torch.equal(model(tokens), want)
 
 
+def test_without_asking_nobody_waits_for_torch_compile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch, "compile", None)
+    monkeypatch.setattr(native, "library", lambda: None)
+    monkeypatch.setattr(native, "why_not", lambda: "there is no C compiler")
+    model = loud_model(dim=64, ffn_dim=96, vocab_size=144)
+    quantize(model, "int4")
+    done = compile_model(model, wait=False)
+    assert str(done) == "not compiled: there is no C compiler"
+    assert isinstance(model.layers[0].attention.wq, PackedInt4Linear)
+
+
 @pytest.mark.skipif(native.library() is None, reason="needs a compiler")
 def test_torch_compile_takes_the_step_whole() -> None:
     """fullgraph=True in compile_step: a break in the graph would raise.
@@ -128,13 +143,11 @@ print((got - want).abs().max().item() < 1e-4)
 
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("quantize", [None, "int8", "int4"])
-def test_a_gpu_replays_the_step_as_a_graph(quantize: str | None) -> None:
-    from minillama.quantize import quantize as make_small
-
+@pytest.mark.parametrize("kind", [None, "int8", "int4"])
+def test_a_gpu_replays_the_step_as_a_graph(kind: str | None) -> None:
     model = loud_model(dim=64, ffn_dim=96)
-    if quantize:
-        make_small(model, quantize)
+    if kind:
+        quantize(model, kind)
     model = model.cuda()
     tokens = torch.randint(131, (1, 12), device="cuda")
     want = model(tokens)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from minillama import Parts, capture, native
 from minillama.cache import KVCache
-from minillama.fast import FastBlock, FastLinear, accelerate, can_join, quantized
+from minillama.fast import FastBlock, FastLinear, accelerate, is_known, quantized
 from minillama.model import Llama
 from minillama.norm import RMSNorm
 from minillama.quantize import Int4Linear, Int8Linear, from_blocks, maker, quantize
@@ -59,7 +59,7 @@ def test_products_equal_dequantise_then_multiply(
 ) -> None:
     """Within 1e-4 of the row's size: 16-bit activations err by 1.5e-5 of 32 at most."""
     old = linear(kind, *size)
-    fast = FastLinear.joined([old])
+    fast = FastLinear.of(old)
     assert torch.equal(fast.weight().double(), wide(old))
     for count in [*range(1, 10), 24, 25, 40]:
         x = torch.randn(count, size[1]) * torch.logspace(-3, 1, size[1])
@@ -75,7 +75,7 @@ def test_products_equal_dequantise_then_multiply(
 def test_float_weights_may_have_any_size() -> None:
     for rows, columns in [(1, 1), (7, 31), (9, 50), (131, 48)]:
         old = linear("bfloat16", rows, columns)
-        fast = FastLinear.joined([old])
+        fast = FastLinear.of(old)
         for count in (1, 2, 3, 4, 5):
             x = torch.randn(count, columns)
             torch.testing.assert_close(
@@ -83,22 +83,40 @@ def test_float_weights_may_have_any_size() -> None:
             )
 
 
-def test_several_linears_become_one_product() -> None:
-    three = [linear("int4", 16, 64), linear("int4", 8, 64), linear("Q4_0", 8, 64)]
-    x = torch.randn(3, 64)
-    want = x.double() @ torch.cat([wide(part) for part in three]).T
-    error = FastLinear.joined(three)(x) - want
-    assert error.abs().max() < 1e-4 * x.norm() * max(wide(p).norm() for p in three)
-    assert not can_join([three[0], linear("int8", 8, 64)])
-    assert not can_join([linear("int8", 12, 64)])
-    assert not can_join([nn.Linear(8, 8, bias=True)])
-    with pytest.raises(ValueError, match="different kinds"):
-        FastLinear.joined([three[0], linear("int8", 8, 64)])
+def test_what_decode_c_does_not_know() -> None:
+    assert is_known(linear("int8", 8, 64))
+    assert not is_known(linear("int8", 12, 64))
+    assert not is_known(nn.Linear(8, 8, bias=True))
+    assert not is_known(nn.Linear(8, 8, bias=False, dtype=torch.float16))
+    with pytest.raises(ValueError, match="knows no Linear"):
+        FastLinear.of(nn.Linear(8, 8, bias=True))
+
+
+def test_a_plain_weight_is_not_copied() -> None:
+    plain = nn.Linear(64, 16, bias=False)
+    assert FastLinear.of(plain).data.data_ptr() == plain.weight.data_ptr()
+
+
+def test_kinds_may_differ_from_product_to_product() -> None:
+    model = loud_model(dim=64, ffn_dim=96, vocab_size=136)
+    quantize(model, "int4")
+    mixed = model.layers[1].attention
+    mixed.wo = Int8Linear.from_weight(mixed.wo.weight())
+    model.layers[2].attention.wv = Int8Linear.from_weight(mixed.wv.weight())
+    fast = copy.deepcopy(model)
+    assert accelerate(fast)[:2] == ["layers.0", "layers.1"]
+    assert not isinstance(fast.layers[2], FastBlock)
+    tokens = torch.randint(136, (1, 6))
+    want = model(tokens)
+    caches = KVCache.for_model(fast.config, max_seq_len=6)
+    with torch.inference_mode():
+        got = torch.cat([fast(part, caches) for part in tokens.split(1, 1)], 1)
+    assert ((got - want).abs().max() / want.std()).item() < 2e-3
 
 
 @pytest.mark.parametrize("kind", ["float32", "int8", "int4"])
 def test_nan_and_infinity_are_not_lost(kind: str) -> None:
-    fast = FastLinear.joined([linear(kind, 16, 64)])
+    fast = FastLinear.of(linear(kind, 16, 64))
     for strange in (float("nan"), float("inf")):
         x = torch.randn(2, 64)
         x[1, 40] = strange
@@ -322,7 +340,7 @@ def test_the_plain_c_computes_what_the_vector_code_does(tmp_path: Path) -> None:
     plain = ctypes.CDLL(str(made))
     plain.prepare()
     for kind in KINDS:
-        fast = FastLinear.joined([linear(kind, 40, 96)])
+        fast = FastLinear.of(linear(kind, 40, 96))
         x, y, scratch = torch.randn(6, 96), torch.empty(6, 40), torch.empty(6 * 104)
         plain.linear(
             ctypes.byref(fast.matrix()),
