@@ -38,8 +38,8 @@ def compile_model(model: Llama, *, wait: bool = True) -> Compiled:
     """Make decoding faster, in place, and say how; without a compiler, say why not.
 
     With `wait=False` only what takes seconds is done: torch.compile takes a minute and
-    more. The logits stay those of the plain path, within what `minillama.fast` states. What
-    cannot be compiled runs as before.
+    more. The logits stay those of the plain path, within what `minillama.fast` states.
+    What cannot be compiled runs as before.
     """
     start = time.perf_counter()
     device = model.tok_embeddings.weight.device
