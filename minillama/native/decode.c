@@ -288,35 +288,34 @@ static inline void packed_rows(
 }
 #endif
 
-/* Several rows at once, so that many sums grow side by side and each x is read once for
- * all of them. */
+/* For one x the rows go by one after another, as memory likes it; for several, two rows
+ * at a time, so that each x is read once for both. */
 static inline __attribute__((always_inline)) void float_rows(
     const Matrix *w, int kind, int64_t row, const float *x, int columns, float *y,
     int64_t stride, int add) {
-    enum { TOGETHER = 4 };
-    int together = columns > 2 ? 2 : TOGETHER, deep = columns == 1 ? 2 : 1;
+    enum { TOGETHER = 2, DEEP = 2 };
+    int together = columns == 1 ? 1 : TOGETHER, deep = columns == 1 ? DEEP : 1;
     int64_t k = w->k, step = deep * LANES, whole = k - k % step;
     for (int64_t n = row; n < row + ROWS && n < w->n; n += together) {
         int rows = w->n - n < together ? (int)(w->n - n) : together;
-        Lanes acc[TOGETHER][MOST_COLUMNS] = {{{0}}}, more[TOGETHER] = {{0}};
+        Lanes acc[TOGETHER][MOST_COLUMNS][DEEP] = {{{{0}}}};
         int64_t at[TOGETHER]; /* a row that is not there is the last one once more */
         for (int r = 0; r < together; r++) at[r] = (n + (r < rows ? r : rows - 1)) * k;
-        for (int64_t i = 0; i < whole; i += step) {
-            Lanes v[TOGETHER];
-            for (int r = 0; r < together; r++) v[r] = lanes(w->data, kind, at[r] + i);
-            for (int c = 0; c < columns; c++) {
-                Lanes one = lanes(x, FLOAT32, c * k + i);
-                for (int r = 0; r < together; r++) acc[r][c] += v[r] * one;
-            }
-            if (deep == 2) {
-                Lanes one = lanes(x, FLOAT32, i + LANES);
+        for (int64_t i = 0; i < whole; i += step)
+            for (int d = 0; d < deep; d++) {
+                Lanes v[TOGETHER];
                 for (int r = 0; r < together; r++)
-                    more[r] += lanes(w->data, kind, at[r] + i + LANES) * one;
+                    v[r] = lanes(w->data, kind, at[r] + i + d * LANES);
+                for (int c = 0; c < columns; c++) {
+                    Lanes one = lanes(x, FLOAT32, c * k + i + d * LANES);
+                    for (int r = 0; r < together; r++) acc[r][c][d] += v[r] * one;
+                }
             }
-        }
-        for (int r = 0; r < rows; r++)
-            for (int c = 0; c < columns; c++) {
-                float sum = total(deep == 2 ? acc[r][c] + more[r] : acc[r][c]);
+        for (int r = 0; r < together; r++)
+            for (int c = 0; c < columns && r < rows; c++) {
+                Lanes all = acc[r][c][0];
+                for (int d = 1; d < deep; d++) all += acc[r][c][d];
+                float sum = total(all);
                 for (int64_t i = whole; i < k; i++)
                     sum += one_float(w->data, kind, at[r] + i) * x[c * k + i];
                 y[c * stride + n + r] = sum + (add ? y[c * stride + n + r] : 0);
