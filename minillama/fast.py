@@ -407,11 +407,17 @@ def _tiles(packed: Tensor, words: int) -> Tensor:
     that one register takes them all.
     """
     whole = packed.contiguous().view(torch.int32)
-    return (
-        whole.view(-1, ROWS, whole.shape[1] // words, words)
-        .permute(0, 2, 3, 1)
-        .contiguous()
+    rows, width = whole.shape
+    tiles = torch.empty(rows // ROWS, width // words, words, ROWS, dtype=torch.int32)
+    _library().to_tiles(
+        whole.data_ptr(),
+        rows,
+        width // words,
+        words,
+        tiles.data_ptr(),
+        torch.get_num_threads(),
     )
+    return tiles
 
 
 def _scales(scale: Tensor) -> Tensor:

@@ -143,6 +143,7 @@ def _open(path: Path) -> ctypes.CDLL:
     lib.linear.argtypes = [p, p, i, p, p, i]
     lib.unpack.argtypes = [p, i, i, p, i]
     lib.quantize.argtypes = [p, i, i, i, i, p, p, p, i]
+    lib.to_tiles.argtypes = [p, i, i, i, p, i]
     lib.norm_rows.argtypes = [p, p, ctypes.c_double, i, i, p, i]
     lib.rope_rows.argtypes = [p, p, p, i, i, i, i, i, i]
     lib.swiglu_rows.argtypes = [p, p, i, i, p, i]
@@ -150,7 +151,7 @@ def _open(path: Path) -> ctypes.CDLL:
     lib.scratch_size.restype = i
     for function in (lib.block_step, lib.linear, lib.unpack, lib.quantize, lib.prepare):
         function.restype = None
-    for function in (lib.norm_rows, lib.rope_rows, lib.swiglu_rows):
+    for function in (lib.norm_rows, lib.rope_rows, lib.swiglu_rows, lib.to_tiles):
         function.restype = None
     lib.prepare()
     return lib

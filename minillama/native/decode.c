@@ -23,7 +23,7 @@ enum { FLOAT32, BFLOAT16, INT8, INT4 };
 enum { GROUP = 32, ROWS = 8, MOST_COLUMNS = 4, MOST_HEADS = 4, AT_ONCE = 32 };
 
 /* A weight of n rows and k columns. FLOAT32 and BFLOAT16 lie row by row. INT8 and INT4
- * lie in tiles of 8 rows and 32 columns (see `to_tiles` in fast.py), with one scale for
+ * lie in tiles of 8 rows and 32 columns (see `to_tiles`), with one scale for
  * each row of a tile; INT4 means scale * q + zero, or scale * (q - 8) without zeros.
  * With scale_step 0 all tiles of a row share one scale. */
 typedef struct {
@@ -722,4 +722,18 @@ void quantize(
             for (int i = 0; i < GROUP / 2; i++) out[at / 2 + i] = q[i] | q[i + 16] << 4;
         }
     }
+}
+
+/* Rows of `groups` groups of `words` 32-bit words each, as tiles of 8 rows: the same word
+ * of 8 rows side by side. */
+void to_tiles(
+    const uint32_t *from, int64_t n, int64_t groups, int64_t words, uint32_t *to,
+    int64_t threads) {
+    (void)threads;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t tile = 0; tile < n / ROWS; tile++)
+        for (int64_t i = 0; i < groups * words; i++)
+            for (int64_t r = 0; r < ROWS; r++)
+                to[(tile * groups * words + i) * ROWS + r] =
+                    from[(tile * ROWS + r) * groups * words + i];
 }
