@@ -14,6 +14,7 @@ Entries = dict[str, tuple[dict[str, Any], dict[str, Any]]]
 INT4, BF16 = "minillama int4", "minillama bf16"
 PLAIN = "minillama bf16, not compiled"
 HF_BF16, HF_F32 = "transformers bf16", "transformers float32"
+F32 = "minillama float32"
 LLAMA, FLASH = "llama.cpp", "llama.cpp, flash attention"
 SCRATCH, UNCACHED = "llms-from-scratch", "llms-from-scratch, no cache"
 
@@ -233,9 +234,14 @@ def _prefill(i: Inputs) -> Entries:
 
 
 def _batch(i: Inputs) -> Entries:
+    kinds = {
+        INT4: of_gguf(i),
+        BF16: of_folder(i, "minillama"),
+        F32: of_folder(i, "minillama", "float32"),
+    }
     return {
         f"{name}, batch of {b}": (spec, decoding(i, new=16, batch=b))
-        for name, spec in {INT4: of_gguf(i), BF16: of_folder(i, "minillama")}.items()
+        for name, spec in kinds.items()
         for b in (1, 8)
     }
 
@@ -380,6 +386,7 @@ ROWS = [
         [
             times(f"{INT4}, batch of 8", f"{INT4}, batch of 1", 4.0),
             times(f"{BF16}, batch of 8", f"{BF16}, batch of 1", 4.0),
+            times(f"{F32}, batch of 8", f"{F32}, batch of 1", 4.0),
         ],
     ),
     Row(
