@@ -70,6 +70,10 @@ its `llama3` |
 | the machine | a sum over 256 MB of float32; products of square matrices, the best \
 size |
 
+No GPU has run any of this yet. What will, on a machine that has one, is
+`minillama bench llama3-8b --random --every --device cuda`: tokens a second, GB/s and
+the share of the bound in bf16, int8 and int4, on random weights that it makes there.
+
 Training: 16 x 128 tokens, the same first weights, AdamW with the same groups, betas and
 clipping; a turn is three steps. A share above 100 % of the compute bound is possible:
 integer products are faster than the float products that the bound is measured with.
