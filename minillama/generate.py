@@ -112,8 +112,10 @@ def _last_logits(
 
 
 def _is_plain(model: Llama) -> bool:
-    """False where somebody has put a forward of their own: it is what they want."""
-    return type(model).forward is Llama.forward and "forward" not in vars(model)
+    """False where somebody has a forward of their own, or watches it with a hook."""
+    state = vars(model)
+    own = type(model).forward is not Llama.forward or "forward" in state
+    return not (own or state["_forward_hooks"] or state["_forward_pre_hooks"])
 
 
 def stream(
