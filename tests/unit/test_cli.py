@@ -657,6 +657,8 @@ class Terminal:
             stderr=slave,
             start_new_session=True,
             preexec_fn=self.own_terminal,
+            # On a busy machine two threads wait for each other longer than this test.
+            env=os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
         )
         os.close(slave)
 
