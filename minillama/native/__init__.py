@@ -5,6 +5,7 @@ says what is missing. The compiled file lies in the cache, under a name that its
 the compiler's options and the processor decide.
 """
 
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -103,24 +104,32 @@ def _build() -> tuple[ctypes.CDLL | None, str]:
     reason = ""
     for options in _OPTIONS:
         try:
-            return _open(_compiled(compiler, options)), ""
+            return _open_or_make(compiler, options), ""
         except (OSError, subprocess.SubprocessError) as error:
             output = getattr(error, "stderr", None) or str(error)
             reason = output.strip().splitlines()[0] if output.strip() else repr(error)
     return None, f"{Path(compiler).name} could not compile decode.c: {reason}"
 
 
-def _compiled(compiler: str, options: tuple[str, ...]) -> Path:
-    source = _SOURCE.read_bytes()
+def _open_or_make(compiler: str, options: tuple[str, ...]) -> ctypes.CDLL:
+    path = _place(compiler, options)
+    if path.exists():
+        with contextlib.suppress(OSError, AttributeError):  # spoiled: made anew
+            return _open(path)
+    _compile(compiler, options, path)
+    return _open(path)
+
+
+def _place(compiler: str, options: tuple[str, ...]) -> Path:
     machine = f"{compiler} {_FLAGS} {options} {platform.machine()} {_processor()}"
-    name = hashlib.sha256(source + machine.encode()).hexdigest()[:16]
-    folder = home() / "native"
-    target = folder / f"decode-{name}.so"
-    if target.exists():
-        return target
-    folder.mkdir(parents=True, exist_ok=True)
+    name = hashlib.sha256(_SOURCE.read_bytes() + machine.encode()).hexdigest()[:16]
+    return home() / "native" / f"decode-{name}.so"
+
+
+def _compile(compiler: str, options: tuple[str, ...], target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
     # Made beside it and moved: two processes may do so at the same time.
-    with tempfile.TemporaryDirectory(dir=folder) as place:
+    with tempfile.TemporaryDirectory(dir=target.parent) as place:
         made = Path(place) / target.name
         command = [compiler, *_FLAGS, *options, "-shared", "-fPIC"]
         subprocess.run(
@@ -131,7 +140,6 @@ def _compiled(compiler: str, options: tuple[str, ...]) -> Path:
             timeout=_SECONDS,
         )
         made.replace(target)
-    return target
 
 
 def _open(path: Path) -> ctypes.CDLL:

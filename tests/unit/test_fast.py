@@ -312,7 +312,7 @@ def test_without_a_compiler_one_sentence_says_why(
 
 
 @pytest.mark.usefixtures("fresh_build")
-def test_it_is_compiled_once_and_a_spoiled_file_is_made_anew(tmp_path: Path) -> None:
+def test_it_is_compiled_once(tmp_path: Path) -> None:
     assert native.library() is not None
     [made] = (tmp_path / "native").iterdir()
     before = made.stat().st_mtime_ns
@@ -320,6 +320,16 @@ def test_it_is_compiled_once_and_a_spoiled_file_is_made_anew(tmp_path: Path) -> 
     native.library.cache_clear()
     assert native.library() is not None
     assert made.stat().st_mtime_ns == before
+
+
+@pytest.mark.usefixtures("fresh_build")
+def test_a_spoiled_file_is_made_anew() -> None:
+    compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))))
+    made = native._place(compiler, native._OPTIONS[0])
+    made.parent.mkdir(parents=True)
+    made.write_bytes(b"not a library")
+    assert native.library() is not None
+    assert made.stat().st_size > 1000
 
 
 def test_the_plain_c_computes_what_the_vector_code_does(tmp_path: Path) -> None:
