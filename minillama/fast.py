@@ -7,6 +7,7 @@ started, for threads to meet. So all that a block does for one new token is one 
 """
 
 import ctypes
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,7 @@ PANEL = 1 << 22
 
 _KINDS = {torch.float32: 0, torch.bfloat16: 1}
 _INT8, _INT4 = 2, 3
+_kept = threading.local()
 _HEADS = ("wq", "wk", "wv", "wo")
 _GATES = ("w_gate", "w_up", "w_down")
 
@@ -111,16 +113,19 @@ class FastLinear(nn.Module):
         else:
             step = max(ROWS, PANEL // self.in_features)
             for start in range(0, self.out_features, step):
-                weight = self.weight(start, start + step)
-                torch.mm(rows, weight.T, out=y[:, start : start + step])
+                end = min(self.out_features, start + step)
+                weight = self._rows(start, end, _panel(end - start, self.in_features))
+                torch.mm(rows, weight.T, out=y[:, start:end])
         return y.view(*x.shape[:-1], -1).to(x.dtype)
 
     def weight(self, start: int = 0, end: int | None = None) -> Tensor:
         """Rows `start` to `end` - 1 as float32."""
         end = min(self.out_features, self.out_features if end is None else end)
+        return self._rows(start, end, torch.empty(end - start, self.in_features))
+
+    def _rows(self, start: int, end: int, rows: Tensor) -> Tensor:
         if self.kind not in (_INT8, _INT4):
             return self.data[start:end].float()
-        rows = torch.empty(end - start, self.in_features)
         threads = torch.get_num_threads()
         matrix = ctypes.byref(self.matrix())
         _library().unpack(matrix, start, end - start, rows.data_ptr(), threads)
@@ -174,7 +179,19 @@ class FastBlock(nn.Module):
         if one and cache is not None and self._knows(cache, len(x)):
             return self.step(x, rope, cache)
         x = x.detach().to(torch.float32, copy=True).contiguous()
-        h = self._normalised(x, self.attention_norm)
+        x += self._attention(
+            self._normalised(x, self.attention_norm), rope, mask, cache
+        )
+        h = self._normalised(x, self.ffn_norm)
+        return x.add_(self.w_down(self._gated(self.w_gate(h), self.w_up(h))))
+
+    def _attention(
+        self,
+        h: Tensor,
+        rope: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        cache: KVCache | None,
+    ) -> Tensor:
         q, k, v = (
             w(h).unflatten(-1, (-1, self.head_dim)) for w in (self.wq, self.wk, self.wv)
         )  # B T H Dh, B T K Dh, B T K Dh
@@ -183,7 +200,7 @@ class FastBlock(nn.Module):
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))
         whole = cache is None or cache.length == 0
         if cache is not None:
-            k, v = (part.to(x.dtype) for part in cache.update(k, v))
+            k, v = (part.to(q.dtype) for part in cache.update(k, v))
         if whole and mask is not None and mask.dim() == 2:
             # The same mask in a form that lets half of the work be left out.
             out = F.scaled_dot_product_attention(
@@ -191,9 +208,7 @@ class FastBlock(nn.Module):
             )
         else:
             out = attend(q, k, v, mask)
-        x += self.wo(out.transpose(1, 2).flatten(2))
-        h = self._normalised(x, self.ffn_norm)
-        return x.add_(self.w_down(self._gated(self.w_gate(h), self.w_up(h))))
+        return self.wo(out.transpose(1, 2).flatten(2))
 
     def _normalised(self, x: Tensor, weight: Tensor) -> Tensor:
         y = torch.empty_like(x)
@@ -316,14 +331,21 @@ def accelerate(model: Llama) -> list[str]:
     ValueError, saying why, where there is no compiled decode.c.
     """
     _library()
-    names = _swap_if_any(model, lambda _, module: _can_be_fast(module), FastBlock)
+
+    def fast(block: Block) -> FastBlock:
+        native.give_back()  # what the block before this one left
+        return FastBlock(block)
+
+    names = _swap_if_any(model, lambda _, module: _can_be_fast(module), fast)
 
     def alone(name: str, module: nn.Module) -> bool:
         packed = isinstance(module, (Int8Linear, Int4Linear))
         plain = name == "output" and type(module) is nn.Linear
         return (packed or plain) and is_known(module)
 
-    return names + _swap_if_any(model, alone, FastLinear.of)
+    names += _swap_if_any(model, alone, FastLinear.of)
+    native.give_back()
+    return names
 
 
 def quantized(weight: Tensor, kind: str, *, tied: bool = False) -> Small:
@@ -423,6 +445,16 @@ def _tiles(packed: Tensor, words: int) -> Tensor:
 def _scales(scale: Tensor) -> Tensor:
     """Scales in the order of the tiles: N/8 G 8."""
     return scale.unflatten(0, (-1, ROWS)).transpose(1, 2).contiguous()
+
+
+def _panel(rows: int, columns: int) -> Tensor:
+    """Room for unpacked rows: one for all products of a thread, as each is used up
+    before the next. Made anew each time, it would leave holes in memory."""
+    size = rows * columns
+    kept: Tensor | None = getattr(_kept, "panel", None)
+    if kept is None or kept.numel() < size:
+        kept = _kept.panel = torch.empty(size)
+    return kept[:size].view(rows, columns)
 
 
 def _library() -> ctypes.CDLL:

@@ -10,7 +10,7 @@ import json
 import math
 import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -43,8 +43,11 @@ class Reader(Protocol):
     config: LlamaConfig
     entries: dict[str, Entry]
 
-    def get(self, name: str) -> Tensor:
-        """The tensor of that name, in the file's own order of rows."""
+    def get(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """The tensor of that name, in the file's own order of rows.
+
+        What has to be unpacked comes in `dtype`; other tensors in the file's own.
+        """
         ...
 
 
@@ -89,7 +92,7 @@ class HfReader:
             for name, entry in _safetensors_entries(shard, names).items():
                 self.files[name], self.entries[name] = shard, entry
 
-    def get(self, name: str) -> Tensor:
+    def get(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         # Opened anew each time: the mapping then lives and dies with this one tensor.
         with safe_open(self.files[name], framework="pt") as file:
             return file.get_tensor(name)
@@ -117,7 +120,7 @@ class MetaReader:
         )
         self.config = replace(config, tied_embeddings=tied)
 
-    def get(self, name: str) -> Tensor:
+    def get(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         # Opened anew now and then, so that the pages of what was copied are dropped.
         if self.given > _MAPPED_AT_ONCE:
             self.opened, self.given = [_load_pth(shard) for shard in self.shards], 0
@@ -164,18 +167,30 @@ class GgufReader:
         )
         return raw.reshape(math.prod(tensor.shape[:-1]), -1)
 
-    def get(self, name: str) -> Tensor:
+    def get(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         tensor, blocks = self.tensors[name], self.blocks(name)
-        if tensor.type in _GGUF_FLOATS:
-            dtype = _GGUF_FLOATS[tensor.type]
-            return torch.from_numpy(blocks).view(dtype).reshape(tensor.shape)
-        out = torch.empty(blocks.shape[0], tensor.shape[-1])
+        if not self.is_packed(name):
+            own = _GGUF_FLOATS[tensor.type]
+            return torch.from_numpy(blocks).view(own).reshape(tensor.shape)
+        out = torch.empty(blocks.shape[0], tensor.shape[-1], dtype=dtype)
+        start = 0
+        for rows in self.unpacked(name):
+            out[start : start + len(rows)] = rows
+            start += len(rows)
+        return out.reshape(tensor.shape)
+
+    def is_packed(self, name: str) -> bool:
+        """True if the tensor's numbers share scales, and have to be unpacked."""
+        return self.tensors[name].type not in _GGUF_FLOATS
+
+    def unpacked(self, name: str) -> Iterator[Tensor]:
+        """A packed tensor as float32, some rows at a time."""
+        tensor, blocks = self.tensors[name], self.blocks(name)
         rows = max(1, _UNPACKED_AT_ONCE // tensor.shape[-1])
         for start in range(0, blocks.shape[0], rows):
             with np.errstate(all="ignore"):  # a spoiled scale is no warning of ours
                 part = gguf.dequantize(blocks[start : start + rows], tensor.type)
-            out[start : start + rows] = torch.from_numpy(part)
-        return out.reshape(tensor.shape)
+            yield torch.from_numpy(part)
 
 
 def find_scaling(factors: Tensor, config: LlamaConfig) -> RopeScaling | None:
@@ -314,7 +329,7 @@ def _join_shards(
     entries: dict[str, Entry] = {}
     for name, first in opened[0].items():
         pieces = [shard[name].to("meta") for shard in opened]
-        axis = _split_axis(name)
+        axis = _split_axis(name) if len(pieces) > 1 else None
         try:
             whole = torch.cat(pieces, axis) if axis is not None else pieces[0]
         except (RuntimeError, IndexError):
@@ -413,7 +428,8 @@ def _first_line(error: Exception) -> str:
 
 
 LARGEST_MODEL, MOST_LAYERS = 10**13, 10**4
-_UNPACKED_AT_ONCE = 1 << 24  # numbers of a GGUF tensor
+# Numbers of a GGUF tensor: few enough that what they need does not count in memory.
+_UNPACKED_AT_ONCE = 1 << 20
 _MAPPED_AT_ONCE = 1 << 28  # bytes of Meta's files
 
 _GGUF_FLOATS = {

@@ -16,6 +16,10 @@ CHUNK = 512
 PANEL = 1 << 24
 """Bytes of unpacked weights at a time, where quantised ones meet a prompt on a CPU."""
 
+HEAP = 20 << 20
+"""Bytes that no tensor holds, on a CPU: holes that freed tensors leave in the heap of
+the C library, and the products' own buffers. 15 to 30 MB where it was measured."""
+
 DTYPES = {
     "float32": 4.0,
     "bfloat16": 2.0,
@@ -135,32 +139,62 @@ def activation_bytes(
 
     With T = min(chunk, context) new tokens in each of B rows, S = context keys, and b
     bytes an element, there are always the residual stream and its normalised copy
-    (2 B T D b), the mask (B T S) and the tables of RoPE (4 T Dh); and of these three,
+    (2 B T D b), the mask (B T S) and the tables of RoPE (4 T Dh); and of these four,
     one at a time:
 
-        attention      B T ((H + 2 K) Dh b + 8 H Dh)   q, k, v; RoPE is in float32
+        RoPE           B T ((H + 2 K) Dh b + 8 H Dh)   q, k, v; it turns in float32
+        attention      2 B T H Dh b          q and what it gives; and its insides
         feed-forward   B T (D + 3 F) b       gate, up, their product; the block's input
         logits         B V b                 of the last token
 
-    Quantised on a CPU, activations are in float32, and prompts are multiplied by panels
-    of weights that are unpacked, 16 MB at a time.
+    On a CPU attention works in tiles, with the mask as numbers (B T S b inside). On
+    other devices PyTorch has no such kernel for every mask with grouped queries, and
+    the plain one is counted: scores twice, keys and values for every head, queries and
+    the result, all in float32 (8 B H (S T + S Dh + T Dh)).
 
-    On a CPU attention works in tiles. On other devices PyTorch has no such kernel for
-    every mask with grouped queries, and the plain one is counted: scores twice, keys
-    and values for every head, all in float32 (8 B H S (T + Dh)).
+    Quantised on a CPU, activations are in float32; attention has a layer's keys and
+    values in it, too (8 B K S Dh), and prompts are multiplied by panels of weights that
+    are unpacked, 16 MB at a time.
     """
     c, new = config, min(chunk, context)
     rows, on_cpu = batch * new, device.startswith("cpu")
     small = dtype_name(dtype).startswith("int") and on_cpu
     b = 4 if dtype_name(dtype) == "float32" or small else 2
     heads = c.n_heads + 2 * c.n_kv_heads
-    attention = rows * c.head_dim * (heads * b + 8 * c.n_heads)
-    if not on_cpu:
-        attention += 8 * batch * c.n_heads * context * (new + c.head_dim)
+    rope = rows * c.head_dim * (heads * b + 8 * c.n_heads)
+    attention = 2 * rows * c.n_heads * c.head_dim * b
+    if on_cpu:
+        attention += rows * context * b
+    else:
+        numbers = context * (new + c.head_dim) + new * c.head_dim
+        attention += 8 * batch * c.n_heads * numbers
+    if small:
+        attention += 8 * batch * c.n_kv_heads * context * c.head_dim
     feed_forward = rows * (c.dim + 3 * c.ffn_dim) * b
     logits = batch * c.vocab_size * b
     always = rows * (2 * c.dim * b + context) + 4 * new * c.head_dim
-    return always + max(attention, feed_forward, logits) + (PANEL if small else 0)
+    panel = min(PANEL, 4 * c.dim * max(c.ffn_dim, c.dim)) if small else 0
+    return always + max(rope, attention, feed_forward, logits) + panel
+
+
+def loading_bytes(config: LlamaConfig, *, dtype: str, device: str = "cpu") -> int:
+    """Bytes beside the weights while these are loaded.
+
+    On a CPU weights stay where they are read to, but for the queries' matrix, which is
+    put in order. Quantised ones are put in order last, the output at once. Pages of the
+    files do not count: they are given back when memory is wanted. On other devices a
+    weight may be there twice, as it lies in the file and as it will be.
+    """
+    c, kind = config, dtype_name(dtype)
+    itemsize = 4 if kind == "float32" else 2
+    output = c.vocab_size * c.dim
+    if not device.startswith("cpu"):
+        return max(output, c.ffn_dim * c.dim) * itemsize
+    if kind == "int4" and not c.tied_embeddings:
+        return output * 5 // 8
+    if kind.startswith("int"):
+        return output
+    return c.n_heads * c.head_dim * c.dim * itemsize
 
 
 def need(
@@ -180,14 +214,14 @@ def need(
             "ask for fewer tokens"
         )
     element = _Element(4 if dtype_name(dtype) == "float32" else 2)
-    largest = max(config.vocab_size, config.ffn_dim) * config.dim
     return Need(
         weights=weight_bytes(config, dtype),
         cache=config.kv_cache_bytes(tokens=context, dtype=element, batch=batch),
         activations=activation_bytes(
             config, dtype=dtype, context=context, batch=batch, device=device
-        ),
-        loading=largest * element.itemsize,
+        )
+        + (HEAP if device.startswith("cpu") else 0),
+        loading=loading_bytes(config, dtype=dtype, device=device),
     )
 
 

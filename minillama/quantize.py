@@ -6,7 +6,7 @@ few. The classes compute as plainly as can be: back to floating point, then mult
 Faster products with the same numbers are a matter of `minillama.fast`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -136,6 +136,12 @@ def maker(kind: str) -> Callable[..., Small]:
         return (Int8Linear if tied else KINDS[kind]).from_weight(weight)
 
     return make
+
+
+def joined(parts: Sequence[Small]) -> Small:
+    """One Linear whose rows are those of several of the same kind."""
+    buffers = zip(*(part.buffers() for part in parts), strict=True)
+    return type(parts[0])(*map(torch.cat, buffers))
 
 
 def from_blocks(blocks: np.ndarray, packing: Packing) -> Small | None:

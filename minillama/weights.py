@@ -28,7 +28,7 @@ from minillama.formats import Entry, GgufReader, Reader, open_reader, read_confi
 from minillama.gguf_file import shown
 from minillama.model import Llama, Parts
 from minillama.names import DIALECTS, from_dialect, name_table, to_dialect
-from minillama.quantize import from_blocks, maker
+from minillama.quantize import from_blocks, joined, maker
 from minillama.swap import swap_modules
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def load_model(
     if quantize is not None:
         maker(quantize)  # raises for a kind that there is not
     reader = open_reader(path)
-    with torch.device("meta"):
+    with torch.device("meta"), _EmptyOnMeta():
         model = Llama(reader.config)
     _refuse_misfits(model, reader)
     if parts != Parts():
@@ -76,7 +76,7 @@ def load_model(
         if rest:
             # Moved first: rows are put in order, and numbers converted, where they
             # stay.
-            weight = _pull(reader, native, foreign, device or "cpu")
+            weight = _pull(reader, native, foreign, device or "cpu", dtype)
             _assign(rest, weight.to(dtype))
     return model.to(device or "cpu").eval()
 
@@ -219,7 +219,8 @@ class _EmptyOnMeta(TorchFunctionMode):
     """Give `torch.empty`, from which Linear and Embedding start, no memory.
 
     A learner's part may hold tensors of its own (a mask, a table of angles), so it
-    cannot be built on the meta device as a whole.
+    cannot be built on the meta device as a whole. Nothing is drawn at random there:
+    PyTorch would import sympy for that, 70 MB and a second.
     """
 
     def __torch_function__(
@@ -228,6 +229,10 @@ class _EmptyOnMeta(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is torch.empty:
             kwargs["device"] = "meta"
+        if func is nn.init.normal_:
+            weight = next(iter((*args, *kwargs.values())))
+            if weight.is_meta:
+                return weight
         return func(*args, **kwargs)
 
 
@@ -256,9 +261,13 @@ def _pairs(
 
 
 def _pull(
-    reader: Reader, native: str, foreign: str, device: torch.device | str
+    reader: Reader,
+    native: str,
+    foreign: str,
+    device: torch.device | str,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    weight = reader.get(foreign).to(device)
+    weight = reader.get(foreign, dtype).to(device)
     return from_dialect(weight, native, reader.dialect, reader.config.head_dim)
 
 
@@ -275,6 +284,10 @@ def _quantised(
         own = from_blocks(reader.blocks(foreign), reader.tensors[foreign].type)
         if own is not None:
             return own.to(device)
+    if isinstance(reader, GgufReader) and reader.is_packed(foreign):
+        # Never whole in float32, which is four to eight times what stays of it.
+        parts = reader.unpacked(foreign)
+        return joined([quantized(rows, kind, tied=tied) for rows in parts]).to(device)
     weight = _pull(reader, native, foreign, device)
     return quantized(weight, kind, tied=tied)
 

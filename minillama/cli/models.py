@@ -190,7 +190,7 @@ def plan(
         (f"weights, {made.config.n_params():,} parameters", need.weights),
         (f"KV cache of {rows}{made.context:,} tokens", need.cache),
         ("activations at their widest", need.activations),
-        ("peak (loading needs one weight beside the others)", need.total),
+        ("peak, loading or at work", need.total),
         (f"free on {at.device}, {at.name} of {size(at.total)}", at.free),
     ):
         table.add_row(what, f"{n:,}", size(n))

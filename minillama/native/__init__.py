@@ -90,6 +90,15 @@ def why_not() -> str:
     return _build()[1]
 
 
+def give_back() -> None:
+    """Return freed memory to the system, where the C library does not by itself.
+
+    Large weights that come and go leave holes between those that stay.
+    """
+    with contextlib.suppress(OSError, TypeError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # only glibc has it
+
+
 @cache
 def _build() -> tuple[ctypes.CDLL | None, str]:
     if os.environ.get("MINILLAMA_NATIVE", "1") == "0":
