@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,3 +37,12 @@ def smollm2_path() -> Path:
 def llama3_tokenizer_path() -> Path:
     """Meta's tokenizer.model."""
     return _pulled("llama3-tokenizer")
+
+
+@pytest.fixture
+def in_float64() -> Iterator[None]:
+    """Whatever is made without a dtype is in float64 for the length of a test."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)

@@ -11,6 +11,7 @@ import torch
 from gguf import GGMLQuantizationType as Packing
 from torch import Tensor
 
+from benchmarks.big import add_config
 from minillama.config import LlamaConfig
 from minillama.model import Llama
 
@@ -98,18 +99,7 @@ def write_gguf(
     """A GGUF file by the gguf package; returns what each native tensor now is worth."""
     c = model.config
     writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(c.n_layers)
-    writer.add_context_length(c.max_seq_len)
-    writer.add_embedding_length(c.dim)
-    writer.add_feed_forward_length(c.ffn_dim)
-    writer.add_head_count(c.n_heads)
-    writer.add_head_count_kv(c.n_kv_heads)
-    writer.add_key_length(c.head_dim)
-    writer.add_value_length(c.head_dim)
-    writer.add_rope_dimension_count(c.head_dim)
-    writer.add_rope_freq_base(c.rope_theta)
-    writer.add_layer_norm_rms_eps(c.norm_eps)
-    writer.add_vocab_size(c.vocab_size)
+    add_config(writer, c)
     if c.rope_scaling:
         extra = {"rope_freqs.weight": llama_cpp_factors(c)} | extra
     for name, array in extra.items():

@@ -21,13 +21,7 @@ from minillama.cache import KVCache
 from minillama.model import Llama, Parts
 from minillama.norm import RMSNorm
 
-
-@pytest.fixture(autouse=True)
-def _in_float64() -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
+pytestmark = pytest.mark.usefixtures("in_float64")
 
 
 @pytest.mark.parametrize("check", core_checks.ALL, ids=lambda c: c.__name__)

@@ -7,7 +7,7 @@ of the first tokens, computed with transformers' own filters.
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +41,10 @@ from minillama.speculate import (
 )
 from minillama.tokenizer import train_bpe
 
+# Where two orders of summing do not take different tokens.
+pytestmark = pytest.mark.usefixtures("in_float64")
+
 PROMPT = [3, 17, 88, 101, 5, 5, 64, 23, 9]
-
-
-@pytest.fixture(autouse=True)
-def _in_float64() -> Iterator[None]:
-    """Where two orders of summing do not take different tokens."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
 
 
 @pytest.fixture
