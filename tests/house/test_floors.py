@@ -11,6 +11,11 @@ from floors import MODULES
 
 import minillama
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 PACKAGE = Path(minillama.__file__).parent
 HERE = sorted(
     p.stem if p.is_file() else p.name
@@ -125,6 +130,14 @@ def test_torch_stays_out(line: str) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_pyright_is_strict_up_to_floor_3() -> None:
+    root = PACKAGE.parent
+    settings = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+    low = {name for name, module in MODULES.items() if module.floor <= 3}
+    found = {str(p.relative_to(root)) for name in low for p in files(name)}
+    assert set(settings["tool"]["pyright"]["strict"]) == found
 
 
 def test_the_public_face() -> None:
