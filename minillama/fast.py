@@ -113,19 +113,21 @@ class FastLinear(nn.Module):
         else:
             step = max(ROWS, PANEL // self.in_features)
             for start in range(0, self.out_features, step):
-                end = min(self.out_features, start + step)
-                weight = self._rows(start, end, _panel(end - start, self.in_features))
-                torch.mm(rows, weight.T, out=y[:, start:end])
+                weight = self.weight(start, start + step, _panel)
+                torch.mm(rows, weight.T, out=y[:, start : start + step])
         return y.view(*x.shape[:-1], -1).to(x.dtype)
 
-    def weight(self, start: int = 0, end: int | None = None) -> Tensor:
-        """Rows `start` to `end` - 1 as float32."""
+    def weight(
+        self,
+        start: int = 0,
+        end: int | None = None,
+        room: Callable[[int, int], Tensor] = torch.empty,
+    ) -> Tensor:
+        """Rows `start` to `end` - 1 as float32; packed ones in what `room` gives."""
         end = min(self.out_features, self.out_features if end is None else end)
-        return self._rows(start, end, torch.empty(end - start, self.in_features))
-
-    def _rows(self, start: int, end: int, rows: Tensor) -> Tensor:
         if self.kind not in (_INT8, _INT4):
             return self.data[start:end].float()
+        rows = room(end - start, self.in_features)
         threads = torch.get_num_threads()
         matrix = ctypes.byref(self.matrix())
         _library().unpack(matrix, start, end - start, rows.data_ptr(), threads)

@@ -56,7 +56,8 @@ print(json.dumps({"planned": need.total, "peak": memory("VmHWM:") - before}))
 )
 @pytest.mark.parametrize(
     ("kind", "context", "runs"),
-    # The heap's holes fall differently each time, most so in int8: up to 3 %.
+    # The heap's holes fall differently each time, most so in int8: 0.97 to 1.04 at 512
+    # tokens. At 4,096 it takes 1.05 to 1.09 of its plan, so that case is not claimed.
     [("bfloat16", 2048, 1), ("float32", 512, 1), ("int8", 512, 3), ("int4", 2048, 1)],
 )
 def test_the_peak_is_planned_within_5_percent(
