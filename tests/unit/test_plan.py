@@ -13,9 +13,11 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from minillama import hub, plan
+from minillama import fast, hub, native, plan
 from minillama.config import PRESETS, LlamaConfig
 from minillama.generate import new_caches, prefill
+from minillama.model import Llama
+from minillama.quantize import quantize
 
 LLAMA3 = LlamaConfig.preset("llama3-8b")
 
@@ -127,6 +129,35 @@ def test_activations_against_the_tensors_that_were_alive(
         chunk=128,
     )
     assert planned == peak.peak
+
+
+@pytest.mark.skipif(native.library() is None, reason="there is no fast path here")
+@pytest.mark.parametrize(("ffn_dim", "context"), [(512, 256), (64, 1024)])
+def test_activations_of_a_quantised_model(ffn_dim: int, context: int) -> None:
+    """To the byte where the feed-forward is the widest. Where attention is, the mask is
+    made numbers of out of sight: the peak lies between the plan without and with it."""
+    config = small_config(
+        dim=64,
+        n_heads=4,
+        n_kv_heads=4,
+        head_dim=32,
+        ffn_dim=ffn_dim,
+        vocab_size=128,
+        max_seq_len=2048,
+    )
+    model = Llama(config).bfloat16().eval().requires_grad_(False)
+    quantize(model, "int8")
+    fast.accelerate(model)
+    fast._kept.__dict__.clear()  # the panel is made in sight
+    ids = torch.randint(128, (1, context), generator=torch.Generator().manual_seed(1))
+    caches = new_caches(model, 1, context)
+    with Peak() as peak:
+        prefill(model, ids, caches, chunk=128)
+    planned = plan.activation_bytes(config, dtype="int8", context=context, chunk=128)
+    if ffn_dim == 512:
+        assert planned == peak.peak
+    else:
+        assert planned - 128 * context * 4 < peak.peak < planned
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
